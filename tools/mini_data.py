@@ -1,0 +1,73 @@
+"""Training scenes for mini: rendered once into memory, with a label for every patch."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+
+from foveate.mini.scenes import CELL, COLOURS, GRID, LETTERS, SHAPES, SIZES, TEXTURES, Scene, draw, random_scene, scene_rng
+
+PATCH = 8
+SIDE = 24  # patches per image side
+SPAN = CELL // PATCH  # patches per cell side
+IGNORE = -100
+# Dense targets in the order of the last axis of `patch_labels`; class 0 is "none".
+TARGETS = {"shape": 1 + len(SHAPES), "colour": 1 + len(COLOURS), "size": 3, "letter": 1 + len(LETTERS), "centre": 2}
+
+
+def patch_labels(scene: Scene) -> np.ndarray:
+    """[24, 24, 5] classes per patch (see TARGETS), int8; patches at the rim of a thing are IGNOREd."""
+    labels = np.zeros((SIDE, SIDE, len(TARGETS)), dtype=np.int8)
+    middles = np.arange(SIDE) * PATCH + PATCH / 2
+    for thing in scene.things:
+        x, y = thing.centre
+        reach = np.maximum(np.abs(middles - x)[None, :], np.abs(middles - y)[:, None])
+        half = SIZES[thing.size] / 2
+        labels[reach < half + PATCH / 2] = IGNORE
+        classes = (
+            SHAPES.index(thing.shape) + 1,
+            tuple(COLOURS).index(thing.colour) + 1,
+            tuple(SIZES).index(thing.size) + 1,
+        )
+        labels[reach < half + 1, :3] = classes
+        labels[reach < PATCH, 3] = LETTERS.index(thing.letter) + 1
+        labels[reach < half + PATCH / 2, 4] = 0
+        labels[y // PATCH, x // PATCH, 4] = 1
+    return labels
+
+
+def crowded_scene(index: int) -> Scene:
+    """A training scene with most cells filled, for the tower's crops."""
+    rng = scene_rng("train", f"crowded {index}")
+    return random_scene(rng, "train", count=rng.randint(12, 26))
+
+
+def plain_scene(index: int) -> Scene:
+    """A training scene as questions are asked about it."""
+    return random_scene(scene_rng("train", index), "train")
+
+
+def render(scene: Scene) -> np.ndarray:
+    """[192, 192, 3] uint8."""
+    return np.asarray(draw(scene))
+
+
+def render_all(scenes: list[Scene], processes: int = 2) -> np.ndarray:
+    """[n, 192, 192, 3] uint8, drawn by a few processes."""
+    with multiprocessing.Pool(processes) as pool:
+        images = np.empty((len(scenes), 192, 192, 3), dtype=np.uint8)
+        for index, image in enumerate(pool.imap(render, scenes, chunksize=64)):
+            images[index] = image
+    return images
+
+
+def texture_class(scene: Scene) -> int:
+    """The background's texture as a class."""
+    return TEXTURES.index(scene.background.texture)
+
+
+def class_of(name: str, value: str) -> int:
+    """The class of an attribute's value in `patch_labels`."""
+    values = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "letter": LETTERS}[name]
+    return values.index(value) + 1
