@@ -1,0 +1,68 @@
+"""foveate: keep only the visual tokens a vision-language model needs.
+
+    pruned = foveate.prune(model, inputs, foveate.SPARE(), keep=64)
+    model.generate(**pruned)
+
+    with foveate.attach(model, foveate.ResPrune(), keep=0.11):
+        model.generate(**inputs)
+
+Importing it loads torch, and does nothing else: no model, no transformers, nothing patched.
+"""
+
+from foveate import select
+from foveate.attach import Attached, attach
+from foveate.budget import Budget
+from foveate.errors import (
+    FoveateError,
+    InvalidBudget,
+    InvalidFeatures,
+    InvalidInputs,
+    InvalidOption,
+    MissingSignal,
+    UnsupportedModel,
+)
+from foveate.families import FAMILIES
+from foveate.methods import (
+    METHODS,
+    RRQR,
+    SPARE,
+    Method,
+    NormTopK,
+    Random,
+    RelevanceTopK,
+    ResPrune,
+    UniformGrid,
+)
+from foveate.prune import Pruned, Report, prune
+from foveate.tokens import Signal, VisualTokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FAMILIES",
+    "METHODS",
+    "RRQR",
+    "SPARE",
+    "Attached",
+    "Budget",
+    "FoveateError",
+    "InvalidBudget",
+    "InvalidFeatures",
+    "InvalidInputs",
+    "InvalidOption",
+    "Method",
+    "MissingSignal",
+    "NormTopK",
+    "Pruned",
+    "Random",
+    "RelevanceTopK",
+    "Report",
+    "ResPrune",
+    "Signal",
+    "UniformGrid",
+    "UnsupportedModel",
+    "VisualTokens",
+    "attach",
+    "prune",
+    "select",
+]

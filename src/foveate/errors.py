@@ -1,0 +1,29 @@
+"""Every error foveate raises on purpose: one line that names the value and what is allowed."""
+
+
+class FoveateError(Exception):
+    """Base of all errors of this library."""
+
+
+class UnsupportedModel(FoveateError):
+    """The model's type, or its vision tower, has no family."""
+
+
+class MissingSignal(FoveateError):
+    """A method needs a signal (text, CLS attention, CLIP relevance) that is not to be had here."""
+
+
+class InvalidBudget(FoveateError, ValueError):
+    """``keep`` is neither a positive count nor a fraction in (0, 1]."""
+
+
+class InvalidFeatures(FoveateError, ValueError):
+    """Features or weights are of the wrong shape, or not finite."""
+
+
+class InvalidInputs(FoveateError, ValueError):
+    """The processor inputs do not fit together (images, marks, caches, positions)."""
+
+
+class InvalidOption(FoveateError, ValueError):
+    """A method's or function's option has a value that is not allowed."""

@@ -1,0 +1,32 @@
+"""The methods: one paper per file, and the table by which all else finds them."""
+
+from foveate.methods.base import Method
+from foveate.methods.norm import NormTopK
+from foveate.methods.random import Random
+from foveate.methods.relevance_top_k import RelevanceTopK
+from foveate.methods.resprune import ResPrune
+from foveate.methods.rrqr import RRQR
+from foveate.methods.spare import SPARE
+from foveate.methods.uniform import UniformGrid
+
+METHODS: dict[str, type[Method]] = {
+    "spare": SPARE,
+    "resprune": ResPrune,
+    "rrqr": RRQR,
+    "random": Random,
+    "uniform": UniformGrid,
+    "norm": NormTopK,
+    "relevance": RelevanceTopK,
+}
+
+__all__ = [
+    "METHODS",
+    "RRQR",
+    "SPARE",
+    "Method",
+    "NormTopK",
+    "Random",
+    "RelevanceTopK",
+    "ResPrune",
+    "UniformGrid",
+]

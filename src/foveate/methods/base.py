@@ -1,0 +1,69 @@
+"""What every method that prunes before the language model is: a frozen dataclass with `rank`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.errors import InvalidOption
+from foveate.tokens import Signal, VisualTokens
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A rule that ranks one image's visual tokens. Its fields are its hyper-parameters.
+
+    Attributes:
+        source: where the method is from.
+    """
+
+    source: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The signals it cannot do without: a missing one raises before any work."""
+        return frozenset()
+
+    @property
+    def wants(self) -> frozenset[Signal]:
+        """The signals it uses where they are to be had."""
+        return frozenset()
+
+    @abstractmethod
+    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
+        """The ``k`` tokens to keep, ``[k]`` distinct int64 indices in order of selection, best first.
+
+        Args:
+            tokens: one image, without locked rows.
+            k: how many, ``1 <= k <= N``.
+        """
+
+
+def top(scores: Tensor, k: int) -> Tensor:
+    """Indices ``[k]`` of the largest of ``scores [N]``, best first, ties to the lowest index."""
+    return torch.argsort(scores, descending=True, stable=True)[:k]
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check an option.
+
+    Raises:
+        InvalidOption: ``value`` is not among the allowed ones.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        raise InvalidOption(f"{name}={value!r}: allowed are {', '.join(map(repr, choices))}")
+
+
+def at_least_zero(name: str, value: float) -> None:
+    """Check a number.
+
+    Raises:
+        InvalidOption: ``value`` is not a finite number of 0 or more.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf"):
+        raise InvalidOption(f"{name}={value!r}: allowed is a finite number of 0 or more")

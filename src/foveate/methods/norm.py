@@ -1,0 +1,26 @@
+"""Control: the longest tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.methods.base import Method, top
+from foveate.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class NormTopK(Method):
+    """Keep the tokens of the largest l2 norm.
+
+    Source: control.
+    Differs: none.
+    """
+
+    source: ClassVar[str] = "control"
+
+    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
+        """See `Method.rank`."""
+        features = tokens.features
+        return top(torch.linalg.vector_norm(features, dim=1, dtype=torch.float64), k)

@@ -1,0 +1,40 @@
+"""Control: tokens at random."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.errors import InvalidOption
+from foveate.methods.base import Method
+from foveate.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    """Keep tokens uniformly at random; the same ones for every image of N tokens, given the seed.
+
+    Attributes:
+        seed: an int of 0 or more.
+
+    Raises:
+        InvalidOption: the seed is none.
+
+    Source: control.
+    Differs: none.
+    """
+
+    source: ClassVar[str] = "control"
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InvalidOption(f"seed={self.seed!r}: allowed is an int of 0 or more")
+
+    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
+        """See `Method.rank`."""
+        generator = torch.Generator().manual_seed(self.seed)  # on the CPU: the same on every device
+        order = torch.randperm(len(tokens.features), generator=generator)
+        return order[:k].to(tokens.features.device)

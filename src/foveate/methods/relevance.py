@@ -1,0 +1,36 @@
+"""From a question's embeddings to one relevance per visual token."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+POOLS = ("max", "mean", "pooled")
+
+
+def question_relevance(features: Tensor, question: Tensor, pool: str = "max") -> Tensor | None:
+    """Cosine of every visual token with the question, in the language model's embedding space.
+
+    Args:
+        features: ``[N, D]``.
+        question: ``[M, D]``.
+        pool: over the question's tokens: ``max`` or ``mean`` of the cosines, or the cosine with the mean
+            embedding (``pooled``).
+
+    Returns:
+        ``[N]`` in [-1, 1], a zero row counting as 0; None where the question is empty.
+    """
+    if len(question) == 0:
+        return None
+    kind = torch.float64 if features.dtype == torch.float64 else torch.float32
+    question = question.to(device=features.device, dtype=kind)
+    if pool == "pooled":
+        question = question.mean(dim=0, keepdim=True)
+    cosines = normalize(features.to(kind), dim=1) @ normalize(question, dim=1).T
+    return cosines.amax(dim=1) if pool == "max" else cosines.mean(dim=1)
+
+
+def scaled(relevance: Tensor) -> Tensor | None:
+    """``[N]`` relevance scaled to [0, 1] over the image; None where it is constant and says nothing."""
+    low, high = relevance.amin(), relevance.amax()
+    noise = 8 * torch.finfo(relevance.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return (relevance - low) / (high - low) if high - low > noise else None

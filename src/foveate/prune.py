@@ -1,0 +1,239 @@
+"""prune(): encode, rank, keep, shrink."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foveate.budget import Budget
+from foveate.encode import Encoded, encode, image_token_id
+from foveate.errors import InvalidBudget, InvalidInputs, InvalidOption
+from foveate.families import Family, family_of
+from foveate.methods.base import Method
+from foveate.select import residual_energy
+from foveate.shrink import POSITIONS, Shrunk, shrink
+from foveate.signals import SPACES, TextSource
+from foveate.tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Report:
+    """What pruning did.
+
+    Attributes:
+        tokens_before: visual tokens of each image.
+        tokens_after: visual tokens kept of each image.
+        prompt_before: attended prompt tokens of each row, visual tokens included.
+        prompt_after: the same, pruned.
+        seconds: wall-clock per stage: ``encode``, ``relevance``, ``select``, ``shrink``.
+        tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
+        relevance: the spaces of the text signals that were computed: ``llm``, ``clip``.
+    """
+
+    tokens_before: list[int]
+    tokens_after: list[int]
+    prompt_before: list[int]
+    prompt_after: list[int]
+    seconds: dict[str, float]
+    tagger: str | None
+    relevance: tuple[str, ...]
+    _features: list[Tensor] = field(repr=False)
+    _orders: list[Tensor] = field(repr=False)
+
+    @cached_property
+    def residual_energy(self) -> list[float]:
+        """Of each image, the share of the features' energy that the kept tokens do not span.
+
+        Computed at the first access (as costly as the selection itself).
+        """
+        pairs = zip(self._features, self._orders, strict=True)
+        return [float(residual_energy(features.detach(), order)[-1]) for features, order in pairs]
+
+
+@dataclass(frozen=True)
+class Pruned(Mapping[str, Any]):
+    """Keyword arguments for ``model.generate(**pruned)`` or ``model(**pruned)``.
+
+    Attributes:
+        kept: per image, ascending indices ``[k]`` of the tokens kept.
+        orders: per image, the same indices in order of selection (locked rows first).
+        grids: per image, ``(height, width)`` of its tokens, raster order, locked rows left out.
+        rows: the batch row of each image.
+        report: counts, seconds, energies.
+    """
+
+    kept: list[Tensor]
+    orders: list[Tensor]
+    grids: list[tuple[int, int]]
+    rows: list[int]
+    report: Report
+    _shrunk: Shrunk = field(repr=False)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._shrunk[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shrunk)
+
+    def __len__(self) -> int:
+        return len(self._shrunk)
+
+
+def prune(
+    model: "PreTrainedModel",
+    inputs: Mapping[str, Any],
+    method: Method,
+    *,
+    keep: int | float | Budget,
+    positions: str = "original",
+    question: str | Sequence[str] | None = None,
+    processor: Any = None,
+    clip: "CLIPModel | str | Path | None" = None,
+) -> Pruned:
+    """Encode the images of a prompt and keep only the visual tokens a method ranks best.
+
+    Args:
+        model: a supported vision-language model, stock and unpatched.
+        inputs: what the model's processor returned: ``input_ids [B, L]``, ``pixel_values``, and where
+            rows are padded ``attention_mask [B, L]``. Several images per row, and rows without, are fine.
+        method: such as `foveate.SPARE()`.
+        keep: per image: a count (64) or a fraction (0.11). More than there are keeps all.
+        positions: ``original`` position ids of the unpruned prompt (default), or ``compact`` ones.
+        question: the question, or one per row; None takes the last user turn of the prompt.
+        processor: the processor or tokenizer; None loads the tokenizer beside the checkpoint.
+        clip: CLIP pair of the vision tower (model, path or id); None looks beside the checkpoint.
+
+    Returns:
+        A mapping for ``model.generate(**pruned)``, with ``kept``, ``orders``, ``grids``, ``rows`` and
+        ``report``.
+
+    Raises:
+        UnsupportedModel: the model has no family.
+        InvalidBudget, InvalidOption: a bad ``keep`` or ``positions``.
+        InvalidInputs: no pixels, marks and images that do not match, pixels with a filled cache, explicit
+            positions.
+        InvalidFeatures: the encoder gave NaN or infinite values.
+        MissingSignal: the method needs a signal that is not to be had; raised before any work.
+    """
+    family, budget = check_settings(model, method, keep, positions)
+    check_inputs(inputs)
+    text = TextSource.find(model, method, processor, clip)
+    seconds: dict[str, float] = {}
+    prompt = dict(inputs)
+    signals = (method.needs | method.wants) - text.missing
+    with _timed(seconds, "encode", model):
+        encoded = encode(model, family, prompt, signals)
+    with _timed(seconds, "relevance", model):
+        encoded, tagger = text.add_signals(model, prompt, encoded, signals, question)
+    with _timed(seconds, "select", model):
+        orders = _select(model, prompt, encoded, method, budget)
+        kept = [order.sort().values for order in orders]
+    with _timed(seconds, "shrink", model):
+        shrunk = shrink(model, prompt, encoded, kept, positions)
+    mask = prompt.get("attention_mask")
+    report = Report(
+        tokens_before=[len(tokens.features) for tokens in encoded.images],
+        tokens_after=[len(indices) for indices in kept],
+        prompt_before=(torch.ones_like(prompt["input_ids"]) if mask is None else mask).sum(dim=1).tolist(),
+        prompt_after=shrunk["attention_mask"].sum(dim=1).tolist(),
+        seconds=seconds,
+        tagger=tagger,
+        relevance=tuple(SPACES[signal] for signal in SPACES if signal in signals),
+        _features=[tokens.features for tokens in encoded.images],
+        _orders=orders,
+    )
+    return Pruned(kept, orders, [tokens.grid for tokens in encoded.images], encoded.rows, report, shrunk)
+
+
+def check_settings(
+    model: "PreTrainedModel", method: Method, keep: int | float | Budget, positions: str
+) -> tuple[Family, Budget]:
+    """The family and the budget.
+
+    Raises:
+        UnsupportedModel, InvalidBudget, InvalidOption: as `prune` says.
+    """
+    if not isinstance(method, Method):
+        raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
+    if positions not in POSITIONS:
+        raise InvalidOption(f"positions={positions!r}: allowed are {', '.join(map(repr, POSITIONS))}")
+    return family_of(model), Budget.of(keep)
+
+
+def check_inputs(inputs: Mapping[str, Any]) -> None:
+    """Refuse what cannot be pruned soundly.
+
+    Raises:
+        InvalidInputs: as `prune` says.
+    """
+    cache = inputs.get("past_key_values")
+    if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0):
+        raise InvalidInputs("pixel_values together with a filled past_key_values: pass images with an empty cache")
+    for name in ("position_ids", "inputs_embeds", "mm_encoder_outputs"):
+        if inputs.get(name) is not None:
+            raise InvalidInputs(f"{name} given together with images to prune: leave it out, prune sets it")
+    for name in ("input_ids", "pixel_values"):
+        if inputs.get(name) is None:
+            raise InvalidInputs(f"no {name} in the inputs: pass what the model's processor returned for an image")
+    mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
+    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
+        shapes = f"{tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
+        raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
+
+
+@torch.no_grad()
+def _select(
+    model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded, method: Method, budget: Budget
+) -> list[Tensor]:
+    """Per image, the indices to keep, locked rows first, then in order of selection."""
+    held = _last_columns(model, prompt, encoded)
+    return [
+        _keep(replace(tokens, locked=tokens.locked | held[index]) if index in held else tokens, method, budget)
+        for index, tokens in enumerate(encoded.images)
+    ]
+
+
+def _keep(tokens: VisualTokens, method: Method, budget: Budget) -> Tensor:
+    n = len(tokens.features)
+    k = budget.count(n)
+    locked = tokens.locked.nonzero().flatten()
+    if k < len(locked):
+        raise InvalidBudget(f"keep={budget.keep!r}: this image has {len(locked)} rows that are always kept")
+    if k == n:
+        return torch.arange(n, device=locked.device)
+    if k == len(locked):
+        return locked
+    free = (~tokens.locked).nonzero().flatten()
+    return torch.cat([locked, free[method.rank(tokens.unlocked(), k - len(locked))]])
+
+
+def _last_columns(model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded) -> dict[int, Tensor]:
+    """The token at the very end of a row, where that is an image's: its query writes the first answer token."""
+    held = {}
+    ids, mask = prompt["input_ids"], prompt.get("attention_mask")
+    for row in range(len(ids)):
+        attended = ids[row] if mask is None else ids[row][mask[row].bool()]
+        if len(attended) and int(attended[-1]) == image_token_id(model):
+            index = max(i for i, owner in enumerate(encoded.rows) if owner == row)
+            flags = torch.zeros_like(encoded.images[index].locked)
+            flags[-1] = True
+            held[index] = flags
+    return held
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str, model: "PreTrainedModel") -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    seconds[stage] = time.perf_counter() - start

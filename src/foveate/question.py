@@ -1,0 +1,111 @@
+"""From a prompt to the question in it, and from the question to its nouns."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+# Chat templates mark turns in these ways. Vicuna (LLaVA), ChatML (Qwen), Llama 2 and Mistral, Llama 3,
+# Gemma, Phi, Idefics. What stands before the last user mark is system prompt or history.
+USER_TURN = re.compile(
+    r"<\|im_start\|>user\s|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\s|<\|user\|>"
+    r"|\[INST\]|\b(?:USER|Human|User):"
+)
+TURN_END = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<end_of_utterance>|<\|end\|>|<\|assistant\|>|\[/INST\]"
+    r"|\b(?:ASSISTANT|Assistant):?\s*$|\b(?:ASSISTANT|Assistant):"
+)
+
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
+# Words that carry no content of their own; for where no tagger is installed or no noun is found.
+FUNCTION_WORDS = frozenset(
+    WORD.findall(
+        """a about above all also am an and any are around as at be because been before behind being below
+        beside between both but by can could did do does doing each either every few for from had has have
+        he her here hers him his how i if in inside into is it its just many may me might more most much
+        must my near neither next no nor not of off on one onto or other our out outside over please same
+        shall she should so some such than that the their them then there these they this those through to
+        too under up upon us very was we were what when where whether which while who whom whose why will
+        with would you your yes"""
+    )
+)
+
+
+@dataclass(frozen=True)
+class Nouns:
+    """The words of a question that name something.
+
+    Attributes:
+        spans: their ``(start, end)`` in the question.
+        tagger: what found them: ``spacy``, ``hanta``, or ``content words``.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    tagger: str
+
+
+def question_of(prompt: str, special_tokens: list[str]) -> str:
+    """The last user turn of a decoded prompt, without template text, roles and special tokens."""
+    turn = USER_TURN.split(prompt)[-1]
+    turn = TURN_END.split(turn)[0]
+    for token in sorted(special_tokens, key=len, reverse=True):
+        turn = turn.replace(token, " ")
+    return " ".join(turn.split())
+
+
+def nouns_of(question: str) -> Nouns:
+    """The nouns of a question, by the best tagger installed; without a noun, its content words.
+
+    spaCy with en_core_web_sm (ResPrune's choice), else HanTa; both come with ``foveate[nouns]``, the
+    first needs ``python -m spacy download en_core_web_sm`` besides. Without either, content words.
+    """
+    tagger, spans_of = _tagger()
+    spans = tuple(span for span in spans_of(question) if WORD.search(question[slice(*span)]))
+    return Nouns(spans, tagger) if spans else Nouns(_content_words(question), "content words")
+
+
+Spans = tuple[tuple[int, int], ...]
+
+
+@cache
+def _tagger() -> tuple[str, Callable[[str], Spans]]:
+    for name, load in TAGGERS.items():
+        try:
+            return name, load()
+        except (ImportError, OSError):  # not installed; spaCy raises OSError for an absent model
+            continue
+    raise AssertionError("the last tagger needs nothing")
+
+
+def _spacy() -> Callable[[str], Spans]:
+    import spacy
+
+    pipeline = spacy.load("en_core_web_sm", exclude=["parser", "ner", "lemmatizer"])
+    return lambda text: tuple(
+        (token.idx, token.idx + len(token)) for token in pipeline(text) if token.pos_ in ("NOUN", "PROPN")
+    )
+
+
+def _hanta() -> Callable[[str], Spans]:
+    from HanTa.HanoverTagger import HanoverTagger
+
+    tagger = HanoverTagger("morphmodel_en.pgz")
+
+    def spans_of(text: str) -> Spans:
+        words = list(re.finditer(rf"{WORD.pattern}|[^\w\s]", text))
+        tags = tagger.tag_sent([word.group() for word in words]) if words else []
+        # The British National Corpus's tags: NN0, NN1, NN2 are common nouns, NP0 proper ones.
+        return tuple(word.span() for word, (_, _, tag) in zip(words, tags, strict=True) if tag.startswith("N"))
+
+    return spans_of
+
+
+def _content_words(text: str) -> Spans:
+    return tuple(word.span() for word in WORD.finditer(text) if word.group().lower() not in FUNCTION_WORDS)
+
+
+TAGGERS: dict[str, Callable[[], Callable[[str], Spans]]] = {
+    "spacy": _spacy,
+    "hanta": _hanta,
+    "content words": lambda: _content_words,
+}

@@ -1,0 +1,154 @@
+"""The text signals: the question's nouns in the language model's space, and its likeness in CLIP's."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.errors import InvalidInputs, MissingSignal
+from foveate.question import nouns_of, question_of
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def tokenizer_for(model: "PreTrainedModel", processor: Any) -> "PreTrainedTokenizerBase | None":
+    """The processor's tokenizer (or the tokenizer itself), else that beside the model's checkpoint."""
+    if processor is not None:
+        tokenizer: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
+        return tokenizer
+    return _load_tokenizer(model.name_or_path) if model.name_or_path else None
+
+
+def clip_for(model: "PreTrainedModel", clip: "CLIPModel | str | Path | None") -> "CLIPModel | None":
+    """The CLIP pair of the vision tower: as given, loaded from a path or id, or found beside the checkpoint.
+
+    A folder ``clip`` in the checkpoint's folder counts as beside it.
+    """
+    if clip is None:
+        beside = Path(model.name_or_path) / "clip"
+        return _load_clip(str(beside), str(model.device)) if (beside / "config.json").is_file() else None
+    return _load_clip(str(clip), str(model.device)) if isinstance(clip, (str, Path)) else clip
+
+
+def questions_of(
+    inputs: dict[str, Any],
+    image_token_id: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    question: str | Sequence[str] | None,
+) -> list[str]:
+    """One question per row: as given, else the last user turn of the prompt without template text.
+
+    Raises:
+        InvalidInputs: a list of questions whose length is not the batch's.
+    """
+    input_ids: Tensor = inputs["input_ids"]
+    if isinstance(question, str):
+        return [question] * len(input_ids)
+    if question is not None:
+        if len(question) != len(input_ids):
+            raise InvalidInputs(f"{len(question)} questions: allowed is one, or one per row ({len(input_ids)})")
+        return list(question)
+    shown = input_ids != image_token_id
+    if inputs.get("attention_mask") is not None:
+        shown &= inputs["attention_mask"].bool()
+    special = [str(token) for token in tokenizer.all_special_tokens]
+    return [
+        question_of(str(tokenizer.decode(row[mask], skip_special_tokens=False)), special)
+        for row, mask in zip(input_ids, shown, strict=True)
+    ]
+
+
+def noun_embeddings(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", question: str
+) -> tuple[Tensor, str]:
+    """Input embeddings ``[M, D]`` of the tokens of the question's nouns, and the tagger that found them.
+
+    Raises:
+        MissingSignal: the tokenizer cannot tell where in the text its tokens are.
+    """
+    nouns = nouns_of(question)
+    if not tokenizer.is_fast:
+        raise MissingSignal(f"{type(tokenizer).__name__} gives no token offsets: a fast tokenizer is needed")
+    encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    ids = [
+        token
+        for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        if any(start < stop and begin < end for begin, stop in nouns.spans)
+    ]
+    embeddings = model.get_input_embeddings()
+    with torch.no_grad():
+        rows: Tensor = embeddings(torch.tensor(ids, dtype=torch.long, device=model.device))
+    return rows, nouns.tagger
+
+
+@torch.no_grad()
+def clip_relevance(clip: "CLIPModel", patches: Tensor, question: str) -> Tensor:
+    """Cosine ``[N]`` of each projected CLIP patch with the question's CLIP embedding; empty without a question.
+
+    A question longer than CLIP's context is cut into windows whose cosines are averaged.
+
+    Args:
+        clip: the pair the vision tower comes from.
+        patches: ``[N, Dv]`` patch states of the layer the language model reads.
+        question: plain text.
+
+    Raises:
+        MissingSignal: the patches are not of this CLIP's width.
+
+    Source: CDPruner's code (post-layernorm and projection of the selected layer), in float32.
+    """
+    width = clip.config.vision_config.hidden_size
+    if patches.shape[-1] != width:
+        raise MissingSignal(f"vision tower of width {patches.shape[-1]}: the CLIP at hand has width {width}")
+    if not question:
+        return patches.new_empty(0, dtype=torch.float32)
+    text = _clip_text(clip, question)
+    patches = patches.to(clip.device, clip.dtype)
+    embeddings = clip.visual_projection(clip.vision_model.post_layernorm(patches))
+    cosines = normalize(embeddings.float(), dim=-1) @ normalize(text.float(), dim=-1).T
+    return cosines.mean(dim=1)
+
+
+def _clip_text(clip: "CLIPModel", question: str) -> Tensor:
+    tokenizer = _load_tokenizer(clip.name_or_path)
+    if tokenizer is None:
+        raise MissingSignal(f"no tokenizer beside the CLIP model {clip.name_or_path!r}: save it there")
+    windows = tokenizer(
+        question,
+        truncation=True,
+        max_length=clip.config.text_config.max_position_embeddings,
+        return_overflowing_tokens=True,
+        padding=True,
+        return_tensors="pt",
+    ).to(clip.device)
+    features = clip.get_text_features(windows["input_ids"], attention_mask=windows["attention_mask"])
+    embeddings: Tensor = getattr(features, "pooler_output", features)  # an output object since 5.0
+    return embeddings
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(path: str) -> "PreTrainedTokenizerBase | None":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):  # a model built from its config has none
+        return None
+    return tokenizer
+
+
+@lru_cache(maxsize=4)
+def _load_clip(path: str, device: str) -> "CLIPModel":
+    from transformers import CLIPModel
+
+    try:
+        clip: CLIPModel = CLIPModel.from_pretrained(path).eval().to(device)
+    except (OSError, ValueError) as error:
+        raise MissingSignal(f"clip={path!r}: no CLIP model can be loaded from there") from error
+    clip.vision_model.encoder = torch.nn.Identity()  # the VLM's own tower does its work
+    return clip

@@ -1,0 +1,74 @@
+"""One image's visual tokens, and the signals that methods may ask for.
+
+Shape letters, used everywhere:
+    B  batch (rows of a prompt)        N  visual tokens of one image
+    L  prompt length                   k  tokens kept
+    D  width of a token                M  tokens of the question
+"""
+
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+
+from torch import Tensor
+
+from foveate.errors import MissingSignal
+
+
+class Signal(Enum):
+    """An optional input of a method. The value is the field of `VisualTokens` that holds it."""
+
+    CLS_ATTENTION = "cls_attention"
+    QUESTION = "question"
+    CLIP_RELEVANCE = "clip_relevance"
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens of one image, as the language model would see them.
+
+    Attributes:
+        features: ``[N, D]`` after the projector, in prompt order.
+        grid: ``(height, width)`` in tokens, raster order, over the tokens that are not locked.
+        locked: ``[N]`` bool, rows that are never dropped (separators, a CLS row).
+        family: ``config.model_type`` of the model; papers tie some defaults to it.
+        cls_attention: ``[N]`` attention of the vision tower's CLS query, mean over heads, or None.
+        question: ``[M, D]`` input embeddings of the question's nouns (M may be 0), or None.
+        clip_relevance: ``[N]`` cosine of projected CLIP patch and question embeddings (empty without
+            a question), or None.
+    """
+
+    features: Tensor
+    grid: tuple[int, int]
+    locked: Tensor
+    family: str = ""
+    cls_attention: Tensor | None = None
+    question: Tensor | None = None
+    clip_relevance: Tensor | None = None
+
+    def signal(self, signal: Signal) -> Tensor:
+        """The tensor of a signal.
+
+        Raises:
+            MissingSignal: it was not collected.
+        """
+        value: Tensor | None = getattr(self, signal.value)
+        if value is None:
+            raise MissingSignal(f"these tokens carry no {signal.value}; they have {self._present()}")
+        return value
+
+    def unlocked(self) -> "VisualTokens":
+        """The same image without its locked rows: what a method ranks."""
+        if not bool(self.locked.any()):
+            return self
+        free = ~self.locked
+        per_token = {
+            name: value[free]
+            for name in ("features", "locked", "cls_attention", "clip_relevance")
+            if (value := getattr(self, name)) is not None and len(value)
+        }
+        return replace(self, **per_token)
+
+    def _present(self) -> str:
+        signals = {signal.value for signal in Signal}
+        names = [f.name for f in fields(self) if f.name in signals and getattr(self, f.name) is not None]
+        return ", ".join(names) or "no optional signal"
