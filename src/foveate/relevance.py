@@ -147,7 +147,7 @@ def _load_clip(path: str, device: str) -> "CLIPModel":
     from transformers import CLIPModel
 
     try:
-        clip: CLIPModel = CLIPModel.from_pretrained(path).eval().to(device)
+        clip: CLIPModel = CLIPModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
     except (OSError, ValueError) as error:
         raise MissingSignal(f"clip={path!r}: no CLIP model can be loaded from there") from error
     clip.vision_model.encoder = torch.nn.Identity()  # the VLM's own tower does its work

@@ -1,0 +1,72 @@
+"""Imports point one way: select <- methods <- prune <- {attach, bench, cli}."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "src" / "foveate"
+
+# Each room, and the rooms of this package it may import from.
+BASE = {"errors", "tokens", "budget"}
+CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals", "shrink"}
+ALLOWED = {
+    "errors": set(),
+    "budget": {"errors"},
+    "tokens": {"errors"},
+    "select": {"errors"},
+    "methods": BASE | {"select"},
+    "families": BASE,
+    "question": set(),
+    "relevance": {"errors", "question"},
+    "encode": BASE | {"families"},
+    "signals": BASE | {"families", "methods", "encode", "relevance"},
+    "shrink": BASE | {"encode"},
+    "prune": CORE,
+    "attach": BASE | {"methods", "prune"},
+    "mini": {"errors"},
+    "draw": BASE,
+    "bench": CORE | {"prune", "mini"},
+    "cli": CORE | {"prune", "attach", "mini", "bench", "draw"},
+}
+FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "foveate":
+            parts = node.module.split(".")[1:]
+            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("foveate."))
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "imports are absolute"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_what_it_may(path):
+    used = set(imported(ast.parse(path.read_text()))) - {room(path)}
+    assert used <= ALLOWED[room(path)], f"{path.name} imports {sorted(used - ALLOWED[room(path)])}"
+
+
+def test_select_imports_torch_alone():
+    for path in (ROOT / "select").glob("*.py"):
+        names = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            for name in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+        }
+        assert names <= {"torch", "foveate"}
+
+
+def test_the_table_is_complete():
+    assert {room(path) for path in FILES} <= set(ALLOWED)
