@@ -141,10 +141,11 @@ def test_labels_give_the_loss_of_the_kept_text(tiny):
     assert torch.allclose(tiny(**pruned).loss, sum(rows) / count, atol=1e-4)
 
 
-def test_an_image_at_the_very_end_keeps_its_last_token(tiny):
+@pytest.mark.parametrize("method", [foveate.RRQR(), foveate.UniformGrid()], ids=repr)
+def test_an_image_at_the_very_end_keeps_its_last_token(tiny, method):
     inputs = tiny_prompt((1,), text=(7, 0))
     assert inputs["input_ids"][0, -1] == IMAGE_TOKEN
-    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=5)
+    pruned = foveate.prune(tiny, inputs, method, keep=5)
     assert len(pruned.kept[0]) == 5
     assert 35 in pruned.kept[0]
     full, _ = masked(inputs, pruned)

@@ -144,7 +144,7 @@ def _pruning_hook(stack: list[Attached]) -> Any:
 def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attached]) -> Any:
     def pruned_generate(*args: Any, **kwargs: Any) -> Any:
         arguments = {**dict(zip(inspect.signature(generate).parameters, args, strict=False)), **kwargs}
-        if "inputs" in arguments:
+        if arguments.get("inputs") is not None:  # generate's own name for the first argument
             arguments["input_ids"] = arguments.pop("inputs")
         newest = stack[-1:]
         if newest and arguments.get("mm_encoder_outputs") is not None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,40 +194,39 @@ def check_inputs(inputs: Mapping[str, Any]) -> None:
 def _select(
     model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded, method: Method, budget: Budget
 ) -> list[Tensor]:
-    """Per image, the indices to keep, locked rows first, then in order of selection."""
-    held = _last_columns(model, prompt, encoded)
-    return [
-        _keep(replace(tokens, locked=tokens.locked | held[index]) if index in held else tokens, method, budget)
-        for index, tokens in enumerate(encoded.images)
-    ]
+    """Per image, the indices to keep: locked rows first, then in order of selection."""
+    at_the_end = _images_at_the_end(model, prompt, encoded)
+    return [_keep(t, method, budget, index in at_the_end) for index, t in enumerate(encoded.images)]
 
 
-def _keep(tokens: VisualTokens, method: Method, budget: Budget) -> Tensor:
+def _keep(tokens: VisualTokens, method: Method, budget: Budget, hold_last: bool) -> Tensor:
     n = len(tokens.features)
     k = budget.count(n)
     locked = tokens.locked.nonzero().flatten()
-    if k < len(locked):
-        raise InvalidBudget(f"keep={budget.keep!r}: this image has {len(locked)} rows that are always kept")
+    if k < len(locked) + hold_last:
+        raise InvalidBudget(
+            f"keep={budget.keep!r}: {len(locked) + hold_last} tokens of this image are always kept"
+        )
     if k == n:
         return torch.arange(n, device=locked.device)
     if k == len(locked):
         return locked
     free = (~tokens.locked).nonzero().flatten()
-    return torch.cat([locked, free[method.rank(tokens.unlocked(), k - len(locked))]])
+    order = torch.cat([locked, free[method.rank(tokens.unlocked(), k - len(locked))]])
+    if hold_last and not bool((order == n - 1).any()):
+        order[-1] = n - 1
+    return order
 
 
-def _last_columns(model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded) -> dict[int, Tensor]:
-    """The token at the very end of a row, where that is an image's: its query writes the first answer token."""
-    held = {}
+def _images_at_the_end(model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded) -> set[int]:
+    """Images whose last token ends a row: its query writes the first answer token, so it must stay."""
+    found = set()
     ids, mask = prompt["input_ids"], prompt.get("attention_mask")
-    for row in range(len(ids)):
+    for row in set(encoded.rows):
         attended = ids[row] if mask is None else ids[row][mask[row].bool()]
-        if len(attended) and int(attended[-1]) == image_token_id(model):
-            index = max(i for i, owner in enumerate(encoded.rows) if owner == row)
-            flags = torch.zeros_like(encoded.images[index].locked)
-            flags[-1] = True
-            held[index] = flags
-    return held
+        if int(attended[-1]) == image_token_id(model):
+            found.add(max(index for index, owner in enumerate(encoded.rows) if owner == row))
+    return found
 
 
 @contextmanager

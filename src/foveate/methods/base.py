@@ -47,6 +47,11 @@ def top(scores: Tensor, k: int) -> Tensor:
     return torch.argsort(scores, descending=True, stable=True)[:k]
 
 
+def precise(values: Tensor) -> Tensor:
+    """``values`` in the dtype of the computation: float64 stays, all else becomes float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check an option.
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method, top
+from foveate.methods.base import Method, precise, top
 from foveate.tokens import VisualTokens
 
 
@@ -22,5 +22,4 @@ class NormTopK(Method):
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        features = tokens.features
-        return top(torch.linalg.vector_norm(features, dim=1, dtype=torch.float64), k)
+        return top(torch.linalg.vector_norm(precise(tokens.features), dim=1), k)

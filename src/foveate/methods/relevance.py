@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.methods.base import precise
+
 POOLS = ("max", "mean", "pooled")
 
 
@@ -21,11 +23,11 @@ def question_relevance(features: Tensor, question: Tensor, pool: str = "max") ->
     """
     if len(question) == 0:
         return None
-    kind = torch.float64 if features.dtype == torch.float64 else torch.float32
-    question = question.to(device=features.device, dtype=kind)
+    features = precise(features)
+    question = question.to(features)
     if pool == "pooled":
         question = question.mean(dim=0, keepdim=True)
-    cosines = normalize(features.to(kind), dim=1) @ normalize(question, dim=1).T
+    cosines = normalize(features, dim=1) @ normalize(question, dim=1).T
     return cosines.amax(dim=1) if pool == "max" else cosines.mean(dim=1)
 
 

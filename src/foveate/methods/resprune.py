@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method, at_least_zero, one_of
+from foveate.methods.base import Method, at_least_zero, one_of, precise
 from foveate.methods.relevance import POOLS, question_relevance
 from foveate.select import select_residual
 from foveate.tokens import Signal, VisualTokens
@@ -71,10 +71,13 @@ class ResPrune(Method):
         if alpha == 0:
             return None
         relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
-        return None if relevance is None else torch.pow(relevance.clamp(min=EPSILON), alpha)
+        if relevance is None:
+            return None
+        weight: Tensor = relevance.clamp(min=EPSILON) ** alpha
+        return weight
 
     def _first(self, tokens: VisualTokens) -> Tensor:
         use_cls = self.seed == "cls" or (self.seed == "auto" and tokens.cls_attention is not None)
         if use_cls:
             return tokens.signal(Signal.CLS_ATTENTION).argmax()
-        return torch.linalg.vector_norm(tokens.features.float(), dim=1).argmax()
+        return torch.linalg.vector_norm(precise(tokens.features), dim=1).argmax()
