@@ -71,13 +71,11 @@ class ResPrune(Method):
         if alpha == 0:
             return None
         relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
-        if relevance is None:
-            return None
-        weight: Tensor = relevance.clamp(min=EPSILON) ** alpha
-        return weight
+        return None if relevance is None else relevance.clamp(min=EPSILON) ** alpha
 
     def _first(self, tokens: VisualTokens) -> Tensor:
         use_cls = self.seed == "cls" or (self.seed == "auto" and tokens.cls_attention is not None)
         if use_cls:
             return tokens.signal(Signal.CLS_ATTENTION).argmax()
-        return torch.linalg.vector_norm(precise(tokens.features), dim=1).argmax()
+        norms: Tensor = torch.linalg.vector_norm(precise(tokens.features), dim=1)
+        return norms.argmax()
