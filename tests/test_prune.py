@@ -10,7 +10,7 @@ from foveate import mini
 from foveate.encode import encode
 from foveate.families import family_of
 from foveate.relevance import clip_relevance, noun_embeddings
-from foveate.signals import TextSource
+from foveate.signals import Source
 from foveate.tokens import Signal
 
 RRQR = foveate.RRQR()
@@ -62,7 +62,7 @@ def test_clip_relevance_is_the_clip_models_own_cosine(bundled):
     expected = torch.cosine_similarity(a, clip.text_projection(text), dim=-1)
     ours = clip_relevance(clip, encoded.patches[0], "Is there a red circle?")
     assert torch.allclose(ours, expected, atol=1e-5)
-    loaded = TextSource.find(model, foveate.SPARE(relevance="clip"), None, None).clip
+    loaded = Source.find(model, foveate.SPARE(relevance="clip"), None, None).clip
     assert torch.allclose(
         clip_relevance(loaded, encoded.patches[0], "Is there a red circle?"), expected, atol=1e-5
     )
@@ -133,7 +133,8 @@ def test_the_report_counts_and_times(bundled):
     assert dropped == [432, 864]
     assert list(report.seconds) == ["encode", "relevance", "select", "shrink"]
     assert all(second >= 0 for second in report.seconds.values())
-    assert report.relevance == ("llm", "clip")
+    assert report.method == foveate.SPARE(relevance="clip")
+    assert report.tagger is None
     assert all(0 <= energy < 1 for energy in report.residual_energy)
     assert pruned.grids == [(24, 24)] * 3
     assert pruned.rows == [0, 1, 1]

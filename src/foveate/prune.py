@@ -18,7 +18,7 @@ from foveate.families import Family, family_of
 from foveate.methods.base import Method
 from foveate.select import residual_energy
 from foveate.shrink import POSITIONS, Shrunk, shrink
-from foveate.signals import SPACES, TextSource
+from foveate.signals import Source
 from foveate.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Report:
         prompt_after: the same, pruned.
         seconds: wall-clock per stage: ``encode``, ``relevance``, ``select``, ``shrink``.
         tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
-        relevance: the spaces of the text signals that were computed: ``llm``, ``clip``.
+        method: the method with its ``auto`` options decided.
     """
 
     tokens_before: list[int]
@@ -45,7 +45,7 @@ class Report:
     prompt_after: list[int]
     seconds: dict[str, float]
     tagger: str | None
-    relevance: tuple[str, ...]
+    method: Method
     _features: list[Tensor] = field(repr=False)
     _orders: list[Tensor] = field(repr=False)
 
@@ -126,16 +126,15 @@ def prune(
     """
     family, budget = check_settings(model, method, keep, positions)
     check_inputs(inputs)
-    text = TextSource.find(model, method, processor, clip)
+    source = Source.find(model, method, processor, clip)
     seconds: dict[str, float] = {}
     prompt = dict(inputs)
-    signals = (method.needs | method.wants) - text.missing
     with _timed(seconds, "encode", model):
-        encoded = encode(model, family, prompt, signals)
+        encoded = encode(model, family, prompt, source.method.needs)
     with _timed(seconds, "relevance", model):
-        encoded, tagger = text.add_signals(model, prompt, encoded, signals, question)
+        encoded, tagger = source.add_text(model, prompt, encoded, question)
     with _timed(seconds, "select", model):
-        orders = _select(model, prompt, encoded, method, budget)
+        orders = _select(model, prompt, encoded, source.method, budget)
         kept = [order.sort().values for order in orders]
     with _timed(seconds, "shrink", model):
         shrunk = shrink(model, prompt, encoded, kept, positions)
@@ -147,7 +146,7 @@ def prune(
         prompt_after=shrunk["attention_mask"].sum(dim=1).tolist(),
         seconds=seconds,
         tagger=tagger,
-        relevance=tuple(SPACES[signal] for signal in SPACES if signal in signals),
+        method=source.method,
         _features=[tokens.features for tokens in encoded.images],
         _orders=orders,
     )

@@ -15,8 +15,8 @@ from foveate.tokens import Signal
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 
-# The text signals, and the space each is measured in.
-SPACES = {Signal.QUESTION: "llm", Signal.CLIP_RELEVANCE: "clip"}
+# The signals that come from the prompt's text.
+TEXT = {Signal.QUESTION, Signal.CLIP_RELEVANCE}
 
 HINTS = {
     Signal.QUESTION: "the question's text: pass processor=, no tokenizer lies beside the checkpoint",
@@ -26,69 +26,55 @@ HINTS = {
 
 
 @dataclass(frozen=True)
-class TextSource:
-    """What the text signals of a method are computed with, found before any work."""
+class Source:
+    """A method settled for the signals to be had here, and what its text signals are computed with."""
 
+    method: Method
     tokenizer: "PreTrainedTokenizerBase | None"
     clip: "CLIPModel | None"
 
     @classmethod
     def find(
         cls, model: "PreTrainedModel", method: Method, processor: Any, clip: "CLIPModel | str | Path | None"
-    ) -> "TextSource":
+    ) -> "Source":
         """Look for the tokenizer and the CLIP pair where the method asks for text.
 
         Raises:
-            MissingSignal: a needed one is not to be had.
+            MissingSignal: a needed signal is not to be had.
         """
         asked = method.needs | method.wants
-        wants_text = bool(asked & SPACES.keys())
-        source = cls(
-            tokenizer_for(model, processor) if wants_text else None,
-            clip_for(model, clip) if Signal.CLIP_RELEVANCE in asked else None,
-        )
-        missing = source.missing | cls._without_cls(model, asked)
-        for signal in sorted(method.needs & missing, key=lambda signal: signal.value):
-            raise MissingSignal(f"{type(method).__name__} needs {HINTS[signal]}")
-        return source
+        tokenizer = tokenizer_for(model, processor) if asked & TEXT else None
+        pair = clip_for(model, clip) if Signal.CLIP_RELEVANCE in asked else None
+        has = {
+            Signal.CLS_ATTENTION: family_of(model).cls_layer(model) is not None,
+            Signal.QUESTION: tokenizer is not None,
+            Signal.CLIP_RELEVANCE: tokenizer is not None and pair is not None,
+        }
+        method = method.settled(frozenset(signal for signal in Signal if has[signal]))
+        for signal in Signal:
+            if signal in method.needs and not has[signal]:
+                raise MissingSignal(f"{type(method).__name__} needs {HINTS[signal]}")
+        return cls(method, tokenizer, pair)
 
-    @property
-    def missing(self) -> frozenset[Signal]:
-        """The text signals that cannot be computed."""
-        gone = set()
-        if self.tokenizer is None:
-            gone.add(Signal.QUESTION)
-        if self.clip is None or self.tokenizer is None:
-            gone.add(Signal.CLIP_RELEVANCE)
-        return frozenset(gone)
-
-    def add_signals(
+    def add_text(
         self,
         model: "PreTrainedModel",
         prompt: dict[str, Any],
         encoded: Encoded,
-        signals: frozenset[Signal],
         question: str | Sequence[str] | None,
     ) -> tuple[Encoded, str | None]:
-        """``encoded`` with the text signals asked for, and the tagger used."""
-        if self.tokenizer is None or not signals & SPACES.keys():
+        """``encoded`` with the text signals the method needs, and the tagger used."""
+        needs = self.method.needs
+        if self.tokenizer is None or not needs & TEXT:
             return encoded, None
         questions = questions_of(prompt, image_token_id(model), self.tokenizer, question)
-        nouns = {}
-        if Signal.QUESTION in signals:
-            nouns = {row: noun_embeddings(model, self.tokenizer, questions[row]) for row in set(encoded.rows)}
-        images = []
-        for index, (tokens, row) in enumerate(zip(encoded.images, encoded.rows, strict=True)):
-            likeness = None
+        images, taggers = list(encoded.images), set()
+        for index, row in enumerate(encoded.rows):
+            if Signal.QUESTION in needs:
+                nouns, tagger = noun_embeddings(model, self.tokenizer, questions[row])
+                images[index] = replace(images[index], question=nouns)
+                taggers.add(tagger)
             if self.clip is not None and encoded.patches is not None:
                 likeness = clip_relevance(self.clip, encoded.patches[index], questions[row])
-                likeness = likeness.to(tokens.features.device)
-            embeddings = nouns[row][0] if row in nouns else None
-            images.append(replace(tokens, question=embeddings, clip_relevance=likeness))
-        taggers = sorted({tagger for _, tagger in nouns.values()})
-        return replace(encoded, images=images), ", ".join(taggers) or None
-
-    @staticmethod
-    def _without_cls(model: "PreTrainedModel", asked: frozenset[Signal]) -> frozenset[Signal]:
-        absent = Signal.CLS_ATTENTION in asked and family_of(model).cls_layer(model) is None
-        return frozenset({Signal.CLS_ATTENTION} if absent else ())
+                images[index] = replace(images[index], clip_relevance=likeness.to(images[index].features.device))
+        return replace(encoded, images=images), ", ".join(sorted(taggers)) or None

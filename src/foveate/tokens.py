@@ -6,7 +6,7 @@ Shape letters, used everywhere:
     D  width of a token                M  tokens of the question
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import Tensor
@@ -53,8 +53,14 @@ class VisualTokens:
         """
         value: Tensor | None = getattr(self, signal.value)
         if value is None:
-            raise MissingSignal(f"these tokens carry no {signal.value}; they have {self._present()}")
+            present = ", ".join(sorted(s.value for s in self.signals)) or "no optional signal"
+            raise MissingSignal(f"these tokens carry no {signal.value}; they have {present}")
         return value
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """The signals that were collected."""
+        return frozenset(signal for signal in Signal if getattr(self, signal.value) is not None)
 
     def unlocked(self) -> "VisualTokens":
         """The same image without its locked rows: what a method ranks."""
@@ -67,8 +73,3 @@ class VisualTokens:
             if (value := getattr(self, name)) is not None and len(value)
         }
         return replace(self, **per_token)
-
-    def _present(self) -> str:
-        signals = {signal.value for signal in Signal}
-        names = [f.name for f in fields(self) if f.name in signals and getattr(self, f.name) is not None]
-        return ", ".join(names) or "no optional signal"

@@ -24,13 +24,20 @@ class Method(ABC):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """The signals it cannot do without: a missing one raises before any work."""
+        """The signals it is computed with: a missing one raises before any work, no other is collected.
+
+        An option left at ``auto`` counts as its most modest choice.
+        """
         return frozenset()
 
     @property
     def wants(self) -> frozenset[Signal]:
-        """The signals it uses where they are to be had."""
-        return frozenset()
+        """The signals its ``auto`` options turn to where they are to be had."""
+        return self.settled(frozenset(Signal)).needs - self.needs
+
+    def settled(self, available: frozenset[Signal]) -> "Method":
+        """The method with its ``auto`` options decided, given the signals that are to be had."""
+        return self
 
     @abstractmethod
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:

@@ -1,6 +1,6 @@
 """ResPrune: greedy residual energy times text relevance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -56,14 +56,17 @@ class ResPrune(Method):
         text = set() if self.alpha == 0 else {Signal.QUESTION}
         return frozenset(text | ({Signal.CLS_ATTENTION} if self.seed == "cls" else set()))
 
-    @property
-    def wants(self) -> frozenset[Signal]:
-        """See `Method.wants`."""
-        return frozenset({Signal.CLS_ATTENTION}) if self.seed == "auto" else frozenset()
+    def settled(self, available: frozenset[Signal]) -> "ResPrune":
+        """See `Method.settled`."""
+        if self.seed != "auto":
+            return self
+        return replace(self, seed="cls" if Signal.CLS_ATTENTION in available else "norm")
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        return select_residual(tokens.features, k, weight=self._weight(tokens), first=self._first(tokens))
+        method = self.settled(tokens.signals)
+        weight, first = method._weight(tokens), method._first(tokens)
+        return select_residual(tokens.features, k, weight=weight, first=first)
 
     def _weight(self, tokens: VisualTokens) -> Tensor | None:
         default = ALPHA_QWEN if tokens.family.startswith("qwen") else ALPHA_LLAVA
@@ -74,8 +77,7 @@ class ResPrune(Method):
         return None if relevance is None else relevance.clamp(min=EPSILON) ** alpha
 
     def _first(self, tokens: VisualTokens) -> Tensor:
-        use_cls = self.seed == "cls" or (self.seed == "auto" and tokens.cls_attention is not None)
-        if use_cls:
+        if self.seed == "cls":
             return tokens.signal(Signal.CLS_ATTENTION).argmax()
         norms: Tensor = torch.linalg.vector_norm(precise(tokens.features), dim=1)
         return norms.argmax()

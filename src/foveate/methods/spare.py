@@ -1,6 +1,6 @@
 """SPARE: subspace reconstruction that favours tokens of low image-text relevance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -52,14 +52,16 @@ class SPARE(Method):
             return frozenset()
         return frozenset({Signal.CLIP_RELEVANCE if self.relevance == "clip" else Signal.QUESTION})
 
-    @property
-    def wants(self) -> frozenset[Signal]:
-        """See `Method.wants`."""
-        return frozenset({Signal.CLIP_RELEVANCE}) if self.relevance == "auto" and self.beta else frozenset()
+    def settled(self, available: frozenset[Signal]) -> "SPARE":
+        """See `Method.settled`."""
+        if self.relevance != "auto":
+            return self
+        return replace(self, relevance="clip" if Signal.CLIP_RELEVANCE in available else "llm")
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        return select_residual(tokens.features, k, weight=self._weight(tokens))
+        method = self.settled(tokens.signals)
+        return select_residual(tokens.features, k, weight=method._weight(tokens))
 
     def _weight(self, tokens: VisualTokens) -> Tensor | None:
         relevance = self._relevance(tokens) if self.needs else None
@@ -67,8 +69,7 @@ class SPARE(Method):
         return None if rhat is None else (1 - rhat + EPSILON) ** self.beta
 
     def _relevance(self, tokens: VisualTokens) -> Tensor | None:
-        use_clip = self.relevance == "clip" or (self.relevance == "auto" and tokens.clip_relevance is not None)
-        if not use_clip:
+        if self.relevance == "llm":
             return question_relevance(tokens.features, tokens.signal(Signal.QUESTION), "mean")
         relevance = tokens.signal(Signal.CLIP_RELEVANCE)
         return relevance if len(relevance) else None
