@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from foveate.errors import InvalidBudget
 
@@ -21,7 +22,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         keep = self.keep
-        is_count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+        is_count = isinstance(keep, Integral) and not isinstance(keep, bool) and keep >= 1
         is_fraction = isinstance(keep, float) and 0.0 < keep <= 1.0
         if not (is_count or is_fraction):
             raise InvalidBudget(
@@ -51,5 +52,5 @@ class Budget:
 
     def count(self, n: int) -> int:
         """The tokens to keep of ``n``: at least 1, at most ``n`` (a count over ``n`` keeps all)."""
-        k = self.keep if isinstance(self.keep, int) else math.floor(self.keep * n + 0.5)
+        k = int(self.keep) if isinstance(self.keep, Integral) else math.floor(self.keep * n + 0.5)
         return min(n, max(1, k))

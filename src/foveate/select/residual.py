@@ -13,6 +13,8 @@ The residual matrix is never formed. One orthonormal row ``q`` per step is enoug
 orthogonalised twice, O(k D) ("twice is enough": Giraud, Langou, Rozloznik 2005).
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def select_residual(
     if features.dim() not in (2, 3) or features.shape[-2] == 0 or features.shape[-1] == 0:
         raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed are [N, D] and [B, N, D]")
     n = features.shape[-2]
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= n:
         raise InvalidBudget(f"k={k!r}: allowed is an int from 1 to the {n} rows at hand")
     if weight is not None and weight.shape != features.shape[:-1]:
         raise InvalidFeatures(
@@ -61,7 +63,7 @@ def select_residual(
         )
     if features.dim() == 2:
         return _select(features, k, weight, first)
-    starts = first.tolist() if isinstance(first, Tensor) and first.dim() else [first] * len(features)
+    starts = first.tolist() if isinstance(first, Tensor) and first.dim() == 1 else [first] * len(features)
     if len(starts) != len(features):
         raise InvalidFeatures(f"first has {len(starts)} entries: allowed is one per batch item, {len(features)}")
     if len(features) == 0:
