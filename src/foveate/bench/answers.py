@@ -1,0 +1,98 @@
+"""One question about one image, answered by several arms, with the seconds of each stage."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foveate.bench.arm import Arm
+from foveate.prune import prune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one arm answered, and what it took.
+
+    Attributes:
+        tokens: visual tokens that went to the language model, and of how many.
+        prompt: prompt tokens that went to the language model, visual ones included.
+        seconds: ``encode``, ``select`` (with text relevance), ``prefill`` (to the first new token),
+            ``decode`` (the rest).
+        grid: ``(height, width)`` of the tokens.
+        kept: raster indices into the grid.
+    """
+
+    arm: Arm
+    text: str
+    tokens: tuple[int, int]
+    prompt: int
+    new_tokens: int
+    seconds: dict[str, float]
+    grid: tuple[int, int] = field(repr=False)
+    kept: Tensor = field(repr=False)
+
+
+def ask(
+    model: "PreTrainedModel", processor: Any, inputs: Any, arms: Sequence[Arm], max_new_tokens: int
+) -> Iterator[Answer]:
+    """The answer of each arm, greedy; timed in one run, after a run of the same that is not timed.
+
+    The first run loads what is loaded once (taggers, CLIP, kernels).
+    """
+    inputs = inputs.to(model.device)
+    for arm in arms:
+        _answer(model, processor, inputs, arm, max_new_tokens)
+        yield _answer(model, processor, inputs, arm, max_new_tokens)
+
+
+@torch.inference_mode()
+def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max_new_tokens: int) -> Answer:
+    pruned = prune(model, inputs, arm.method, keep=arm.budget, processor=processor)
+    watch = _Stopwatch()
+    output = model.generate(**pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
+    prefill, decode = watch.split()
+    new = output[0, pruned["input_ids"].shape[1] :]
+    stages = pruned.report.seconds
+    height, width = pruned.grids[0]
+    extra = pruned.report.tokens_before[0] - height * width  # a CLS row in front, where a model hands it on
+    return Answer(
+        arm=arm,
+        text=str(processor.decode(new, skip_special_tokens=True)).strip(),
+        tokens=(pruned.report.tokens_after[0], pruned.report.tokens_before[0]),
+        prompt=pruned.report.prompt_after[0],
+        new_tokens=len(new),
+        seconds={
+            "encode": stages["encode"],
+            "select": stages["relevance"] + stages["select"] + stages["shrink"],
+            "prefill": prefill,
+            "decode": decode,
+        },
+        grid=(height, width),
+        kept=pruned.kept[0][pruned.kept[0] >= extra] - extra,
+    )
+
+
+class _Stopwatch:
+    """A streamer: generate() hands it the prompt first, then each new token, moved to the CPU."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """See `transformers.generation.streamers.BaseStreamer`."""
+        self._times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """See `transformers.generation.streamers.BaseStreamer`."""
+
+    def split(self) -> tuple[float, float]:
+        """Seconds to the first new token, and from there to the last."""
+        first = self._times[1]
+        return first - self._start, self._times[-1] - first

@@ -1,0 +1,104 @@
+"""Load a checkpoint, an image and a prompt, with one clear line for what is wrong with them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from foveate import mini
+from foveate.errors import InvalidInputs, UnsupportedModel
+from foveate.families import FAMILIES, family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MINI = "mini"  # names the bundled checkpoint
+PLAIN_TEMPLATE = "USER: {mark}\n{question} ASSISTANT:"  # LLaVA-1.5's own, for a processor without a template
+
+
+def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
+    """A supported model in eval mode, on the GPU if there is one, and its processor.
+
+    On a CPU, and for mini, it is float32; on a GPU it has the checkpoint's own precision.
+
+    Raises:
+        UnsupportedModel: a model type without a family; found before any weight is loaded.
+        InvalidInputs: no checkpoint is there.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    bundled = path == MINI
+    path = mini.PATH if bundled else path
+    _check_type(str(path))
+    gpu = torch.cuda.is_available()
+    dtype = "auto" if gpu and not bundled else torch.float32
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InvalidInputs(f"model {str(path)!r}: it cannot be loaded ({_first_line(error)})") from error
+    family_of(model)
+    return model.eval().to("cuda" if gpu else "cpu"), processor
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file, in RGB, upright.
+
+    Raises:
+        InvalidInputs: there is no such file, or it holds no image.
+    """
+    from PIL import ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not an image that can be read"
+        raise InvalidInputs(f"image {str(path)!r}: {reason}") from error
+
+
+def requests(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+    """Processor inputs, one row per image and question, padded on the left.
+
+    Raises:
+        InvalidInputs: a question holds the mark that stands for an image.
+    """
+    mark = str(getattr(processor, "image_token", "<image>"))
+    for question in questions:
+        if mark in question:
+            raise InvalidInputs(f"question {question!r}: {mark} marks need one image each, and this one is given")
+    prompts = [_prompt(processor, question, mark) for question in questions]
+    return processor(images=list(images), text=prompts, padding=True, padding_side="left", return_tensors="pt")
+
+
+def _prompt(processor: Any, question: str, mark: str) -> str:
+    if not getattr(processor, "chat_template", None):
+        return PLAIN_TEMPLATE.format(mark=mark, question=question)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}]
+    return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def _check_type(path: str) -> None:
+    """Refuse a checkpoint by its configuration alone."""
+    from transformers import PretrainedConfig
+
+    try:
+        config = PretrainedConfig.get_config_dict(path)[0]
+    except (OSError, ValueError) as error:
+        raise InvalidInputs(f"model {path!r}: no checkpoint there ({_first_line(error)})") from error
+    if "model_type" not in config:
+        raise InvalidInputs(f"model {path!r}: no checkpoint there (no config.json with a model_type)")
+    if config["model_type"] not in FAMILIES:
+        known = ", ".join(f"{name} ({family.name})" for name, family in FAMILIES.items())
+        raise UnsupportedModel(f"model type {config['model_type']!r} of {path!r}: supported are {known}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,82 @@
+"""The same data as tables for a terminal."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from foveate.bench.answers import Answer
+from foveate.bench.report import percent
+from foveate.methods import METHODS
+
+
+def answers_table(answers: Sequence[Answer]) -> Table:
+    """One row per arm: tokens, seconds of each stage, answer."""
+    table = _table("method", title=f"{answers[0].tokens[1]} visual tokens; what each method sends to the model")
+    for name in ("visual", "prompt", *answers[0].seconds):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("answer", overflow="fold", max_width=60)
+    for answer in answers:
+        seconds = (f"{value:.3f}" for value in answer.seconds.values())
+        table.add_row(answer.arm.title, str(answer.tokens[0]), str(answer.prompt), *seconds, Text(answer.text))
+    return table
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> Table:
+    """One row per arm, in per cent; intervals of single skills are in the JSON and Markdown forms."""
+    table = _table("method", title="accuracy in % (95 % interval)")
+    for name in ("tokens", "overall", "relative to all", *results[0]["skills"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            result["method"],
+            str(result["tokens"]),
+            percent(result["overall"], result["interval"]),
+            percent(result["relative"], result["relative_interval"]),
+            *(percent(share) for share in result["skills"].values()),
+        )
+    return table
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """Name, class, options with defaults, signals and source of every method."""
+    rows = []
+    for name, method in METHODS.items():
+        default = method()
+        rows.append(
+            {
+                "name": name,
+                "class": method.__name__,
+                "options": {field.name: getattr(default, field.name) for field in fields(default)},
+                "needs": sorted(signal.value for signal in default.needs),
+                "wants": sorted(signal.value for signal in default.wants),
+                "source": method.source,
+            }
+        )
+    return rows
+
+
+def methods_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """`describe_methods` for a terminal."""
+    table = _table("name", "class", "options", "needs", "uses if there", "source")
+    for row in rows:
+        options = ", ".join(f"{option}={value}" for option, value in row["options"].items())
+        table.add_row(
+            row["name"], row["class"], options, ", ".join(row["needs"]), ", ".join(row["wants"]), row["source"]
+        )
+    return table
+
+
+def models_table(families: Sequence[dict[str, Any]]) -> Table:
+    """The supported families for a terminal."""
+    table = _table("model type", "models", "vision towers")
+    for family in families:
+        table.add_row(family["model_type"], family["name"], ", ".join(family["towers"]))
+    return table
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    return Table(*columns, title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)

@@ -1,0 +1,231 @@
+"""The command ``foveate``: parsing and printing only."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from foveate import bench, draw, mini
+from foveate.errors import FoveateError, InvalidInputs, InvalidOption
+from foveate.families import FAMILIES
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Click's base of all errors of a command line; typer carries a click of its own since 0.2x.
+COMMAND_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+COMPARED = "spare,resprune"
+
+
+class _OneLine(TyperGroup):
+    """Errors on purpose end in one line on standard error and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FoveateError as error:
+            message = str(error)
+        except COMMAND_ERROR as error:
+            message = error.format_message() if hasattr(error, "format_message") else str(error)
+        print("foveate: " + " ".join(message.split()), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+app = typer.Typer(
+    cls=_OneLine,
+    help="Keep only the visual tokens a vision-language model needs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+ModelOption = Annotated[str, typer.Option(help="Checkpoint path or id; mini is the bundled one.")]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about it.")],
+    model: ModelOption = bench.MINI,
+    method: Annotated[
+        str | None, typer.Option(help="Such as spare, none, or spare:beta=0.5.", show_default="spare")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Tokens or fractions: 64, 0.11, 64,32.", show_default="64")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="All tokens, SPARE and ResPrune, at 64 and 32.")
+    ] = False,
+    draw_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--draw", help="Write a picture of the kept tokens.", show_default="foveate.png with --compare"
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 64,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask about an image, with the tokens that a method keeps."""
+    default_method, default_keep = (COMPARED, "64,32") if compare else ("spare", "64")
+    arms = bench.parse_arms(default_method if method is None else method, default_keep if keep is None else keep)
+    if compare:
+        arms = list(dict.fromkeys([bench.all_tokens(), *arms]))
+    target = draw_to or (Path("foveate.png") if compare else None)
+    if target:
+        _check_picture(target)
+    picture = bench.read_image(image)
+    vlm, processor = bench.load(model)
+    inputs = bench.requests(processor, [picture], [question])
+    answers = list(bench.ask(vlm, processor, inputs, arms, max_new_tokens))
+    if target:
+        seen = draw.seen_image(inputs["pixel_values"][0], processor)
+        _save(_sheet(seen, question, answers), target)
+    hardware = f"one run after a warm-up, {bench.machine(vlm.device)}"
+    if as_json:
+        context = {"model": model, "image": str(image), "question": question, "machine": hardware}
+        picture_path = None if target is None else str(target)
+        print(json.dumps({**context, "answers": bench.as_answers(answers), "picture": picture_path}))
+    else:
+        _print_answers(question, answers, target, hardware)
+
+
+@app.command("eval")
+def evaluate(
+    methods: Annotated[str, typer.Option(help="Such as none,spare,rrqr.")] = "none,spare,resprune",
+    keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = "192,128,64,32",
+    questions: Annotated[int, typer.Option(help="How many, each about a scene of its own.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of scenes and questions.")] = 0,
+    model: ModelOption = bench.MINI,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep results in this JSONL file; arms found there are not run again.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure accuracy per skill on freshly drawn scenes, for methods and budgets."""
+    asked = bench.parse_arms(methods, keep)
+    arms = list(dict.fromkeys([bench.all_tokens(), *asked]))  # all tokens are what others are relative to
+    if questions < 1 or seed < 0:
+        raise InvalidOption(f"questions={questions}, seed={seed}: allowed are 1 or more questions, seed 0 or more")
+    vlm, processor = bench.load(model)
+    bar = _progress()
+    task = bar.add_task("", total=questions * len(arms))
+    outcomes = bench.evaluate(
+        vlm,
+        processor,
+        arms,
+        questions=questions,
+        seed=seed,
+        store=out,
+        progress=lambda arm, answered: bar.update(task, description=arm.label, advance=answered),
+    )
+    with bar:
+        evaluations = list(outcomes)
+    shown = [outcome for arm, outcome in zip(arms, evaluations, strict=True) if arm in asked]
+    results = bench.as_results(shown, evaluations[0])
+    hardware = bench.machine(vlm.device)
+    if as_json:
+        context = {"model": model, "questions": questions, "seed": seed, "machine": hardware}
+        print(json.dumps({**context, "versions": bench.versions(), "results": results}))
+    elif markdown:
+        print(bench.as_markdown(results, bench.context(hardware, questions, seed)))
+    else:
+        _show(bench.results_table(results))
+        print(bench.context(hardware, questions, seed))
+
+
+@app.command("methods")
+def list_methods(as_json: JsonFlag = False) -> None:
+    """List the methods, with their options and defaults."""
+    rows = bench.describe_methods()
+    if as_json:
+        print(json.dumps({"methods": rows}))
+        return
+    _show(bench.methods_table(rows))
+
+
+@app.command("models")
+def list_models(as_json: JsonFlag = False) -> None:
+    """List the model families that are supported, and the bundled model."""
+    families = [
+        {"model_type": name, "name": family.name, "towers": list(family.towers)}
+        for name, family in FAMILIES.items()
+    ]
+    bundled = {"name": "mini", "model_type": "llava", "path": str(mini.PATH)}
+    if as_json:
+        print(json.dumps({"families": families, "bundled": [bundled]}))
+        return
+    _show(bench.models_table(families))
+    print(f"bundled: mini (llava), a small model trained on drawn scenes, in {mini.PATH}")
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse early what cannot be written late.
+
+    Raises:
+        InvalidInputs: an unknown kind of picture, or no such folder.
+    """
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise InvalidInputs(f"--draw {str(path)!r}: allowed are names such as kept.png")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InvalidInputs(f"--draw {str(path)!r}: cannot be written, there is no such folder")
+
+
+def _save(picture: "Image.Image", path: Path) -> None:
+    try:
+        picture.save(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputs(f"--draw {str(path)!r}: cannot be written ({error})") from error
+
+
+def _sheet(seen: "Image.Image", question: str, answers: list[bench.Answer]) -> "Image.Image":
+    """What the model saw, then what each arm kept of it."""
+    panels = []
+    if all(answer.tokens[0] < answer.tokens[1] for answer in answers):
+        panels.append(("what the model sees", draw.enlarged(seen, answers[0].grid)))
+    for answer in answers:
+        kept, total = answer.tokens
+        everything = kept == total
+        picture = (
+            draw.enlarged(seen, answer.grid) if everything else draw.kept_tokens(seen, answer.grid, answer.kept)
+        )
+        title = f"all {total} tokens" if everything else f"{answer.arm.title} {kept} of {total}"
+        panels.append((f"{title}: {answer.text}", picture))
+    return draw.contact_sheet(panels, heading=question)
+
+
+def _print_answers(question: str, answers: list[bench.Answer], target: Path | None, hardware: str) -> None:
+    print(question)
+    _show(bench.answers_table(answers))
+    print(f"seconds: {hardware}; select includes the text relevance")
+    if target:
+        print(f"kept tokens: {target}")
+
+
+def _show(table: Table) -> None:
+    """Print a table in its own width, however narrow the terminal is: nothing is cut."""
+    Console(width=Console(width=1000).measure(table).maximum).print(table)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

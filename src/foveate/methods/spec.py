@@ -1,0 +1,74 @@
+"""A method written as text: ``spare``, or ``spare:beta=0.5,relevance=llm``."""
+
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from foveate.errors import InvalidOption
+from foveate.methods import METHODS
+from foveate.methods.base import Method
+
+
+def parse_method(text: str) -> Method:
+    """The method that ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE`` describes; the options are its fields.
+
+    Raises:
+        InvalidOption: an unknown method, an unknown option, or a value that its type does not allow.
+    """
+    name, _, written = text.strip().partition(":")
+    if name not in METHODS:
+        raise InvalidOption(f"method {name!r}: allowed are {', '.join(METHODS)}")
+    method = METHODS[name]
+    hints = get_type_hints(method)
+    allowed = [field.name for field in fields(method)]
+    options = {}
+    for part in written.split(",") if written else []:
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        if option not in allowed:
+            raise InvalidOption(f"option {option!r} of {name}: allowed are {', '.join(allowed) or 'none at all'}")
+        options[option] = _value(option, value, hints[option])
+    return method(**options)
+
+
+def split_methods(text: str) -> list[str]:
+    """The methods in a list such as ``none,spare:beta=0.5,relevance=llm,rrqr``, as text.
+
+    A part with ``=`` and without ``:`` is a further option of the method before it.
+    """
+    specs: list[str] = []
+    for part in text.split(","):
+        if specs and "=" in part and ":" not in part:
+            specs[-1] += f",{part.strip()}"
+        else:
+            specs.append(part.strip())
+    return specs
+
+
+def _value(option: str, text: str, hint: Any) -> Any:
+    """``text`` as the first of the hint's types that it can be.
+
+    Raises:
+        InvalidOption: it can be none of them.
+    """
+    kinds = _kinds(hint)
+    for kind in kinds:
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        if text.lower() == str(kind).lower():
+            return kind
+    allowed = [f"{kind.__name__} number" if isinstance(kind, type) else str(kind).lower() for kind in kinds]
+    raise InvalidOption(f"{option}={text!r}: allowed are {', '.join(allowed)}")
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """A type hint, flat: number types as types; literals, booleans and None as values."""
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if hint is bool:
+        return [True, False]
+    return [None] if hint is type(None) else [hint]

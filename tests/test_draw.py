@@ -1,0 +1,104 @@
+"""Pictures: kept patches untouched, dropped ones changed, nothing clipped."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import noise
+from foveate import draw
+from foveate.errors import FoveateError, InvalidInputs
+
+
+def patches(image, grid):
+    """[height * width, cell, cell, 3] pixels of each patch."""
+    height, width = grid
+    pixels = np.asarray(image)
+    cell = pixels.shape[0] // height
+    return pixels.reshape(height, cell, width, cell, 3).swapaxes(1, 2).reshape(-1, cell, cell, 3)
+
+
+@pytest.mark.parametrize("grid", [(24, 24), (6, 10), (1, 7)])
+def test_kept_patches_are_untouched_and_dropped_ones_are_not(grid):
+    image = noise(0)
+    kept = torch.tensor([0, 3, grid[0] * grid[1] - 1])
+    before = patches(draw.enlarged(image, grid), grid)
+    after = patches(draw.kept_tokens(image, grid, kept), grid)
+    same = (before == after).all(axis=(1, 2, 3))
+    assert set(np.flatnonzero(same)) == set(kept.tolist())
+
+
+def test_dropped_patches_are_grey_and_darker():
+    white = Image.new("RGB", (48, 48), (250, 200, 250))
+    picture = patches(draw.kept_tokens(white, (6, 6), [0]), (6, 6))
+    dropped = picture[-1]
+    assert (dropped[..., 0] == dropped[..., 1]).all()
+    assert (dropped[..., 1] == dropped[..., 2]).all()
+    assert dropped.max() < 150
+
+
+def test_an_outline_runs_around_a_kept_patch_on_the_dropped_side():
+    grey = Image.new("RGB", (48, 48), (128, 128, 128))
+    picture = np.asarray(draw.kept_tokens(grey, (6, 6), [7]))
+    cell = picture.shape[0] // 6
+    outlined = (picture == draw.OUTLINE).all(axis=2)
+    assert outlined[cell - draw.LINE : cell, cell : 2 * cell].all()
+    assert outlined[cell : 2 * cell, 2 * cell : 2 * cell + draw.LINE].all()
+    assert outlined.sum() == (cell + 2 * draw.LINE) ** 2 - cell**2
+
+
+def test_all_kept_is_the_image_itself():
+    image = noise(1)
+    assert draw.kept_tokens(image, (4, 4), range(16)).tobytes() == draw.enlarged(image, (4, 4)).tobytes()
+
+
+@pytest.mark.parametrize("kept", [[-1], [16], [0, 99]])
+def test_an_index_outside_the_grid_is_refused(kept):
+    with pytest.raises(InvalidInputs, match=r"allowed are 0\.\.15"):
+        draw.kept_tokens(noise(2), (4, 4), kept)
+
+
+def test_patches_are_square_whatever_the_grid():
+    assert draw.enlarged(noise(3), (6, 10)).size == (580, 348)
+
+
+def test_the_seen_image_is_what_went_into_the_processor(bundled):
+    _, processor = bundled
+    image = noise(4)  # of the model's own size: neither resized nor cropped
+    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    assert np.abs(np.asarray(draw.seen_image(pixels, processor), int) - np.asarray(image, int)).max() <= 1
+
+
+def test_the_seen_image_of_a_wide_photo_is_its_middle(bundled):
+    _, processor = bundled
+    wide = Image.new("RGB", (600, 200), (255, 0, 0))
+    wide.paste((0, 0, 255), (200, 0, 400, 200))
+    pixels = processor.image_processor(wide, return_tensors="pt")["pixel_values"][0]
+    seen = np.asarray(draw.seen_image(pixels, processor))
+    assert seen.shape == (192, 192, 3)
+    assert (np.abs(seen[:, 8:-8].astype(int) - (0, 0, 255)) <= 2).all()
+
+
+def test_a_contact_sheet_holds_every_panel_unscaled():
+    panels = [(f"panel {i}", Image.new("RGB", (100, 80), (i, 200, 0))) for i in range(5)]
+    sheet = np.asarray(draw.contact_sheet(panels, heading="five"))
+    for i in range(5):
+        assert (sheet == (i, 200, 0)).all(axis=2).sum() == 100 * 80
+    border = np.concatenate([sheet[:8].ravel(), sheet[-8:].ravel(), sheet[:, :8].ravel(), sheet[:, -8:].ravel()])
+    assert (border == 255).all()
+
+
+@pytest.mark.parametrize("text", ["", "short", "a " * 400, "x" * 900, "[not markup] <image> é"])
+def test_titles_never_run_out_of_their_panel(text):
+    panel = Image.new("RGB", (120, 40), (0, 0, 255))
+    sheet = np.asarray(draw.contact_sheet([(text, panel), ("b", panel)], heading=text))
+    assert (sheet == (0, 0, 255)).all(axis=2).sum() == 2 * 120 * 40
+    assert (sheet[:, -draw.MARGIN + 2 :] == 255).all()
+    gutter = slice(draw.MARGIN + 120 + 2, 2 * draw.MARGIN + 120 - 2)
+    below_heading = sheet[-(40 + draw.GAP + 2 * draw.MARGIN) :]
+    assert (below_heading[:, gutter] == 255).all()
+
+
+def test_no_panels_is_refused():
+    with pytest.raises(FoveateError):
+        draw.contact_sheet([])
