@@ -159,6 +159,12 @@ def test_the_kept_share_of_energy_is_the_engines(tiny):
     assert pruned.report.residual_energy == pytest.approx([float(expected)])
 
 
+def test_no_gradients_flow(tiny):
+    pruned = foveate.prune(tiny, tiny_prompt(), RRQR, keep=5)
+    assert not pruned["mm_encoder_outputs"]["image"].pooler_output[0].requires_grad
+    tiny.generate(**pruned, max_new_tokens=2, assistant_model=tiny)  # copies its inputs
+
+
 # Bad input: one line, a named error, nothing silently kept unpruned.
 
 

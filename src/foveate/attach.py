@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.budget import Budget
 from foveate.errors import InvalidInputs
 from foveate.methods.base import Method
-from foveate.prune import Pruned, check_settings, prune
+from foveate.prune import Pruned, check_settings, prune_with_grad
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
@@ -35,7 +35,7 @@ class Attached:
 
     def prune(self, model: "PreTrainedModel", inputs: dict[str, Any]) -> Pruned:
         """Prune one prompt, and remember it."""
-        self.last = prune(model, inputs, self.method, **self.keywords)
+        self.last = prune_with_grad(model, inputs, self.method, **self.keywords)
         return self.last
 
 

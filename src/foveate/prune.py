@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """What pruning did.
 
@@ -59,7 +59,7 @@ class Report:
         return [float(residual_energy(features.detach(), order)[-1]) for features, order in pairs]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pruned(Mapping[str, Any]):
     """Keyword arguments for ``model.generate(**pruned)`` or ``model(**pruned)``.
 
@@ -101,6 +101,8 @@ def prune(
 ) -> Pruned:
     """Encode the images of a prompt and keep only the visual tokens a method ranks best.
 
+    No gradients flow; to train through a pruned prompt, call the model inside `attach`.
+
     Args:
         model: a supported vision-language model, stock and unpatched.
         inputs: what the model's processor returned: ``input_ids [B, L]``, ``pixel_values``, and where
@@ -124,6 +126,31 @@ def prune(
         InvalidFeatures: the encoder gave NaN or infinite values.
         MissingSignal: the method needs a signal that is not to be had; raised before any work.
     """
+    with torch.no_grad():
+        return prune_with_grad(
+            model,
+            inputs,
+            method,
+            keep=keep,
+            positions=positions,
+            question=question,
+            processor=processor,
+            clip=clip,
+        )
+
+
+def prune_with_grad(
+    model: "PreTrainedModel",
+    inputs: Mapping[str, Any],
+    method: Method,
+    *,
+    keep: int | float | Budget,
+    positions: str,
+    question: str | Sequence[str] | None,
+    processor: Any,
+    clip: "CLIPModel | str | Path | None",
+) -> Pruned:
+    """`prune`, with gradients from the kept features to the encoder where the caller has them on."""
     family, budget = check_settings(model, method, keep, positions)
     check_inputs(inputs)
     source = Source.find(model, method, processor, clip)

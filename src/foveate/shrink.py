@@ -17,7 +17,7 @@ POSITIONS = ("original", "compact")
 LABEL_IGNORED = -100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shrunk(Mapping[str, Any]):
     """Keyword arguments for ``model.generate`` or ``model(...)``, one column per token that is left.
 

@@ -22,7 +22,7 @@ class Signal(Enum):
     CLIP_RELEVANCE = "clip_relevance"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisualTokens:
     """The visual tokens of one image, as the language model would see them.
 
