@@ -162,6 +162,7 @@ BAD = {
     "no new tokens": (["ask", SCENE, "?", "--max-new-tokens", "0"], "max-new-tokens"),
     "no question": (["ask", SCENE], "QUESTION"),
     "unknown flag": (["ask", SCENE, "?", "--speed"], "--speed"),
+    "unknown flag before a command": (["--speed", "ask"], "--speed"),
     "unknown command": (["see"], "see"),
     "no questions": (["eval", "--questions", "0"], "1 or more"),
     "negative questions": (["eval", "--questions", "-5"], "1 or more"),
@@ -241,3 +242,19 @@ def test_malformed_methods_are_refused_or_plain(text):
     else:
         with pytest.raises(InvalidOption):
             parse_method(text)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"), [("L", (1, 1)), ("RGBA", (5, 400)), ("P", (400, 7)), ("I;16", (30, 30))]
+)
+def test_images_of_any_mode_and_shape(mode, size, tmp_path):
+    path = tmp_path / "odd.png"
+    Image.new(mode, size).save(path)
+    arguments = ("--method", "uniform", "--max-new-tokens", "1", "--draw", "odd-kept.png")
+    assert run_json("ask", str(path), "?", *arguments)["answers"][0]["visual_tokens"] == 64
+
+
+def test_without_a_command_it_prints_its_help():
+    assert "Usage" in run().output
+    for command in ("ask", "eval", "methods", "models"):
+        assert command in run("--help").stdout

@@ -14,7 +14,9 @@ from foveate.bench.evaluation import Evaluation
 from foveate.bench.statistics import relative, relative_interval, wilson
 from foveate.cli import app
 from foveate.errors import InvalidInputs, InvalidOption
+from foveate.mini.exam import exam
 from foveate.mini.questions import SKILLS
+from foveate.mini.scenes import draw
 
 QUESTIONS = len(SKILLS) + 1  # one question of every skill, and two of the first
 
@@ -77,6 +79,19 @@ def test_right_answers_are_counted(bundled, monkeypatch):
     (done,) = bench.evaluate(model, processor, [bench.all_tokens()], questions=QUESTIONS, seed=0)
     assert done.skills == [*SKILLS, SKILLS[0]]
     assert done.right == [True, *[False] * (QUESTIONS - 2), True]
+
+
+def test_each_question_gets_the_answer_it_gets_alone(bundled, monkeypatch):
+    model, processor = bundled
+    heard = []
+    monkeypatch.setattr(evaluation, "correct", lambda answer, question: heard.append((question, answer)))
+    list(bench.evaluate(model, processor, [bench.all_tokens()], questions=4, seed=0))
+    for (scene, question), (asked, answer) in zip(exam(4, 0), heard, strict=True):
+        assert question == asked
+        inputs = bench.requests(processor, [draw(scene)], [question.text])
+        output = model.generate(**inputs, max_new_tokens=evaluation.ANSWER_TOKENS, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        assert answer == processor.decode(new, skip_special_tokens=True)
 
 
 def test_a_stored_arm_is_not_run_again(bundled, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,15 +28,29 @@ COMPARED = "spare,resprune"
 class _OneLine(TyperGroup):
     """Errors on purpose end in one line on standard error and exit code 2."""
 
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
+        if not args:  # the help is raised as an error
+            return super().make_context(info_name, args, *more, **extra)
+        with _one_line():
+            return super().make_context(info_name, args, *more, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_line():
             return super().invoke(ctx)
-        except FoveateError as error:
-            message = str(error)
-        except COMMAND_ERROR as error:
-            message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print("foveate: " + " ".join(message.split()), file=sys.stderr)
-        raise typer.Exit(2)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except FoveateError as error:
+        message = str(error)
+    except COMMAND_ERROR as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+    else:
+        return
+    print("foveate: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 app = typer.Typer(

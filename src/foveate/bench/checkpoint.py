@@ -1,5 +1,6 @@
 """Load a checkpoint, an image and a prompt, with one clear line for what is wrong with them."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,11 @@ def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
     bundled = path == MINI
     path = mini.PATH if bundled else path
     _check_type(str(path))

@@ -18,7 +18,7 @@ def as_results(evaluations: Sequence[Evaluation], baseline: Evaluation) -> list[
 
     Keys: ``method``, ``keep``, ``tokens``, ``n``, ``overall``, ``interval`` (Wilson), ``relative`` to the
     baseline and ``relative_interval`` (paired bootstrap), ``skills``, ``skill_intervals``,
-    ``skill_relative``, ``skill_relative_intervals`` (by skill), ``seconds``.
+    ``skill_relative``, ``skill_relative_intervals`` (by skill).
     """
     return [_result(evaluation, baseline) for evaluation in evaluations]
 
@@ -98,7 +98,6 @@ def _result(evaluation: Evaluation, baseline: Evaluation) -> dict[str, Any]:
         "skill_intervals": {skill: _rounded(wilson(part)) for skill, (part, _) in parts.items()},
         "skill_relative": {skill: _rounded(relative(*pair)) for skill, pair in parts.items()},
         "skill_relative_intervals": {skill: _rounded(relative_interval(*pair)) for skill, pair in parts.items()},
-        "seconds": round(evaluation.seconds, 1),
     }
 
 
