@@ -100,6 +100,9 @@ def test_compare_takes_methods_with_options_and_budgets():
     arguments = ("--method", "spare:beta=0.5,relevance=llm,rrqr", "--keep", "16", "--max-new-tokens", "1")
     data = run_json("ask", SCENE, QUESTION, "--compare", *arguments)
     assert [answer["method"] for answer in data["answers"]] == ["none", "spare:beta=0.5,relevance=llm", "rrqr"]
+    decided = [answer["decided"] for answer in data["answers"]]
+    assert decided == ["UniformGrid()", "SPARE(beta=0.5, relevance='llm')", "RRQR()"]
+    assert data["answers"][1]["tagger"] in ("spacy", "hanta", "content words")
 
 
 def test_any_llava_checkpoint_works_without_template_and_clip(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.bench.arm import Arm
+from foveate.methods import Method
 from foveate.prune import prune
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Answer:
         prompt: prompt tokens that went to the language model, visual ones included.
         seconds: ``encode``, ``select`` (with text relevance), ``prefill`` (to the first new token),
             ``decode`` (the rest).
+        decided: the method with its ``auto`` options decided.
+        tagger: what found the question's nouns, where the method asked for them.
         grid: ``(height, width)`` of the tokens.
         kept: raster indices into the grid.
     """
@@ -34,6 +37,8 @@ class Answer:
     prompt: int
     new_tokens: int
     seconds: dict[str, float]
+    decided: Method
+    tagger: str | None
     grid: tuple[int, int] = field(repr=False)
     kept: Tensor = field(repr=False)
 
@@ -73,6 +78,8 @@ def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max
             "prefill": prefill,
             "decode": decode,
         },
+        decided=pruned.report.method,
+        tagger=pruned.report.tagger,
         grid=(height, width),
         kept=pruned.kept[0][pruned.kept[0] >= extra] - extra,
     )

@@ -67,6 +67,8 @@ def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
             "visual_tokens_before": answer.tokens[1],
             "prompt_tokens": answer.prompt,
             "new_tokens": answer.new_tokens,
+            "decided": repr(answer.decided),
+            "tagger": answer.tagger,
             "seconds": {stage: round(value, 6) for stage, value in answer.seconds.items()},
         }
         for answer in answers
