@@ -28,7 +28,8 @@ check: $(VENV)/.ready
 
 # The README's table.
 eval: $(VENV)/.ready
-	$(BIN)/foveate eval --methods none,spare,resprune,rrqr,random,uniform --keep 192,128,64,32 --questions 800
+	$(BIN)/foveate eval --methods none,spare,resprune,rrqr,random,uniform --keep 192,128,64,32 \
+		--questions 800 --out build/eval.jsonl --markdown
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
