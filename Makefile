@@ -28,6 +28,7 @@ check: $(VENV)/.ready
 
 # The README's table.
 eval: $(VENV)/.ready
+	mkdir -p build
 	$(BIN)/foveate eval --methods none,spare,resprune,rrqr,random,uniform --keep 192,128,64,32 \
 		--questions 800 --out build/eval.jsonl --markdown
 
