@@ -6,14 +6,32 @@ import multiprocessing
 
 import numpy as np
 
-from foveate.mini.scenes import CELL, COLOURS, GRID, LETTERS, SHAPES, SIZES, TEXTURES, Scene, draw, random_scene, scene_rng
+from foveate.mini.scenes import (
+    CELL,
+    COLOURS,
+    GRID,
+    LETTERS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    draw,
+    random_scene,
+    scene_rng,
+)
 
 PATCH = 8
 SIDE = 24  # patches per image side
 SPAN = CELL // PATCH  # patches per cell side
 IGNORE = -100
 # Dense targets in the order of the last axis of `patch_labels`; class 0 is "none".
-TARGETS = {"shape": 1 + len(SHAPES), "colour": 1 + len(COLOURS), "size": 3, "letter": 1 + len(LETTERS), "centre": 2}
+TARGETS = {
+    "shape": 1 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "size": 3,
+    "letter": 1 + len(LETTERS),
+    "centre": 2,
+}
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
@@ -71,3 +89,8 @@ def class_of(name: str, value: str) -> int:
     """The class of an attribute's value in `patch_labels`."""
     values = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "letter": LETTERS}[name]
     return values.index(value) + 1
+
+
+def mixed_scene(index: int) -> Scene:
+    """Plain and crowded scenes by turns, three to one."""
+    return crowded_scene(index) if index % 4 == 0 else plain_scene(index)

@@ -55,6 +55,7 @@ def llava_config(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, layers: in
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
+        initializer_range=0.04,
     )
     return LlavaConfig(
         vision_config=clip.config.vision_config,
@@ -114,7 +115,6 @@ def export(
 
 def _half(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model in half precision."""
-
 
     copied = copy.deepcopy(model).half()
     return copied

@@ -24,7 +24,13 @@ def clip_config(vocabulary: int, bos: int, eos: int, pad: int) -> CLIPConfig:
     shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "hidden_act": "gelu"}
     return CLIPConfig(
         projection_dim=WIDTH,
-        vision_config={**shared, "num_hidden_layers": 4, "image_size": 192, "patch_size": PATCH, "projection_dim": WIDTH},
+        vision_config={
+            **shared,
+            "num_hidden_layers": 4,
+            "image_size": 192,
+            "patch_size": PATCH,
+            "projection_dim": WIDTH,
+        },
         text_config={
             **shared,
             "num_hidden_layers": 2,
@@ -116,12 +122,16 @@ def make_batch(
         pixels.append(images[index, row * CELL : (row + cells) * CELL, col * CELL : (col + cells) * CELL])
         places.append(grid[rows, cols].ravel())
         targets.append(labels[index, rows, cols].reshape(-1, len(TARGETS)))
-        inside = tuple(t for t in scenes[index].things if row <= t.row < row + cells and col <= t.col < col + cells)
+        inside = tuple(
+            t for t in scenes[index].things if row <= t.row < row + cells and col <= t.col < col + cells
+        )
         texts.append(caption(inside, rng))
         if inside:
             phrases.append(describe(rng.choice(inside), rng))
             owners.append([(t.row - row, t.col - col, p) for p, t in enumerate(inside)])
-    light = torch.tensor([[rng.uniform(0.85, 1.15), rng.uniform(-0.2, 0.2)] for _ in range(size)])[..., None, None, None]
+    light = torch.tensor([[rng.uniform(0.85, 1.15), rng.uniform(-0.2, 0.2)] for _ in range(size)])[
+        ..., None, None, None
+    ]
     inputs = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
     inputs = inputs * light[:, 0] + light[:, 1] + 0.06 * torch.randn(inputs.shape)
     target = torch.from_numpy(np.stack(targets)).long()
@@ -158,7 +168,9 @@ def losses(pair: Pair, batch: Batch) -> dict[str, Tensor]:
     same = (batch.captions[:, None] == batch.captions[None]).all(-1).float()
     goal = same / same.sum(1, keepdim=True)
     contrast = (F.cross_entropy(scores, goal) + F.cross_entropy(scores.T, goal)) / 2
-    grounded = _phrase_loss(scale * pair.embed_text(batch.phrases) @ pair.embed_image(patches).flatten(0, 1).T, batch.wanted)
+    grounded = _phrase_loss(
+        scale * pair.embed_text(batch.phrases) @ pair.embed_image(patches).flatten(0, 1).T, batch.wanted
+    )
     return {"dense": dense, "contrast": contrast, "phrase": grounded}
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, IMAGE, EOS = "<pad>", "<s>", "<image>", "</s>"  # ids 0, 1, 2, 3: CLIP reads an eos of 2 as "take the largest id"
+PAD, BOS, IMAGE, EOS = (
+    "<pad>",
+    "<s>",
+    "<image>",
+    "</s>",
+)  # ids 0, 1, 2, 3: CLIP reads an eos of 2 as "take the largest id"
 
 
 def build_tokenizer(corpus: list[str], vocabulary: int, *, lowercase: bool, eos: bool) -> PreTrainedTokenizerFast:

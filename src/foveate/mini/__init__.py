@@ -1,6 +1,6 @@
 """The bundled small VLM: scenes it was trained on, questions about them, and the checkpoint.
 
-    model, processor = foveate.mini.load()
+model, processor = foveate.mini.load()
 """
 
 from __future__ import annotations

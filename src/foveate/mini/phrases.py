@@ -66,7 +66,7 @@ def of(thing: Thing, names: tuple[str, ...]) -> Description:
 def name_uniquely(
     scene: Scene, thing: Thing, rng: random.Random, without: tuple[str, ...] = ()
 ) -> Description | None:
-    """A description that fits this thing alone and uses none of the attributes in `without`; None if there is none."""
+    """A description that fits this thing alone and names nothing in `without`; None if there is none."""
     namings = [names for names in NAMINGS if not set(names) & set(without)]
     for names in rng.sample(namings, len(namings)):
         description = of(thing, names)
@@ -85,6 +85,8 @@ def caption(things: tuple[Thing, ...], rng: random.Random, most: int = 4) -> str
 def describe(thing: Thing, rng: random.Random) -> Description:
     """A description by a random set of attributes, mostly with colour and shape."""
     while True:
-        names = tuple(name for name, chance in zip(ATTRIBUTES, (0.4, 0.85, 0.85, 0.6), strict=True) if rng.random() < chance)
+        names = tuple(
+            name for name, chance in zip(ATTRIBUTES, (0.4, 0.85, 0.85, 0.6), strict=True) if rng.random() < chance
+        )
         if names:
             return of(thing, names)

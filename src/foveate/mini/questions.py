@@ -1,7 +1,8 @@
 """Questions about scenes, one generator per skill; every answer is one word, and the picture alone decides it.
 
-A generator first draws the answer it wants, evenly, and then looks for a question with that answer in the scene. Asked of scene after
-scene with the same seed until one fits, the answers come out balanced, so that guessing from the text earns no more than `chance`.
+A generator first draws the answer it wants, evenly, and then looks for a question with that answer in the scene.
+Asked of scene after scene with the same seed until one fits, the answers come out balanced, so that guessing from
+the text earns no more than `chance`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Skill:
-    """How to ask for a skill (question text and answer, or None where the scene does not allow it) and the odds of a guess."""
+    """How to ask for a skill (text and answer, or None if the scene does not allow it), and a guess's odds."""
 
     ask: Callable[[Scene, random.Random], tuple[str, str] | None]
     chance: float
@@ -73,11 +74,15 @@ def _attribute(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 def _existence(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     wanted = rng.choice(("yes", "no"))
-    names = rng.choice((("colour", "shape"), ("colour", "shape"), ("size", "shape"), ("size", "colour"), ("shape", "letter")))
+    names = rng.choice(
+        (("colour", "shape"), ("colour", "shape"), ("size", "shape"), ("size", "colour"), ("shape", "letter"))
+    )
     described = _absent(scene, rng, names) if wanted == "no" else of(rng.choice(scene.things), names)
     if described is None:
         return None
-    text = rng.choice(("Is there a {} in the picture?", "Is there a {}?", "Does the picture show a {}?", "Can you see a {}?"))
+    text = rng.choice(
+        ("Is there a {} in the picture?", "Is there a {}?", "Does the picture show a {}?", "Can you see a {}?")
+    )
     return text.format(described.text()), wanted
 
 
@@ -87,7 +92,9 @@ def _counting(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     fitting = [described for described in _all(scene, names) if described.count(scene) == wanted]
     if not fitting:
         return None
-    text = rng.choice(("How many {} are there?", "How many {} do you see?", "Count the {}.", "What is the number of {}?"))
+    text = rng.choice(
+        ("How many {} are there?", "How many {} do you see?", "Count the {}.", "What is the number of {}?")
+    )
     return text.format(rng.choice(fitting).text(plural=True)), str(wanted)
 
 
@@ -97,7 +104,9 @@ def _reading(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     named = thing and name_uniquely(scene, thing, rng, without=("letter",))
     if not named:
         return None
-    text = rng.choice(("What letter is on the {}?", "Which letter does the {} carry?", "Read the letter on the {}."))
+    text = rng.choice(
+        ("What letter is on the {}?", "Which letter does the {} carry?", "Read the letter on the {}.")
+    )
     return text.format(named.text()), wanted
 
 
@@ -109,7 +118,9 @@ def _relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     if not one or not other:
         return None
     if wanted == "where":
-        text = rng.choice(("Is the {} left, right, above or below the {}?", "On which side of the {1} is the {0}?"))
+        text = rng.choice(
+            ("Is the {} left, right, above or below the {}?", "On which side of the {1} is the {0}?")
+        )
         return text.replace("{}", "{0}", 1).replace("{}", "{1}", 1).format(one.text(), other.text()), side
     if wanted == "no":
         side = {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
@@ -136,11 +147,13 @@ def _comparison(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     pair = _pick(rng, pairs)
     if not pair:
         return None
-    text = rng.choice((
-        "Are there more, fewer or the same number of {} as {}?",
-        "Compared with {1}, are {0} more, fewer or the same?",
-        "Are the {} more, fewer or the same as the {}?",
-    ))
+    text = rng.choice(
+        (
+            "Are there more, fewer or the same number of {} as {}?",
+            "Compared with {1}, are {0} more, fewer or the same?",
+            "Are the {} more, fewer or the same as the {}?",
+        )
+    )
     text = text.replace("{}", "{0}", 1).replace("{}", "{1}", 1)
     return text.format(pair[0].text(plural=True), pair[1].text(plural=True)), wanted
 
@@ -173,7 +186,7 @@ def _share(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _far_share(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """Three hops: find a thing, go to its neighbour, count the things that share the neighbour's colour or shape."""
+    """Three hops: find a thing, go to its neighbour, count the things that share that one's colour or shape."""
     wanted, name = rng.randint(1, MOST - 1), rng.choice(("colour", "shape"))
     thing = _pick(rng, [thing for thing in scene.things if of(thing, (name,)).count(scene) == wanted])
     place = thing and _neighbour_phrase(scene, thing, rng)
@@ -181,7 +194,9 @@ def _far_share(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _share_text(rng: random.Random, name: str, phrase: str) -> str:
-    return rng.choice(("How many things have the {0} of the {1}?", "How many things share the {0} of the {1}?")).format(name, phrase)
+    return rng.choice(
+        ("How many things have the {0} of the {1}?", "How many things share the {0} of the {1}?")
+    ).format(name, phrase)
 
 
 def _neighbour_phrase(scene: Scene, thing: Thing, rng: random.Random) -> str | None:
@@ -189,7 +204,9 @@ def _neighbour_phrase(scene: Scene, thing: Thing, rng: random.Random) -> str | N
     found = []
     for side, (rows, cols) in SIDES.items():
         for other in scene.things:
-            if (thing.row - other.row, thing.col - other.col) == (rows, cols) and (named := name_uniquely(scene, other, rng)):
+            if (thing.row - other.row, thing.col - other.col) == (rows, cols) and (
+                named := name_uniquely(scene, other, rng)
+            ):
                 found.append(f"thing directly {SIDE_WORDS[side]} the {named.text()}")
     return _pick(rng, found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ HELD_OUT_LETTERS = frozenset(zip(SHAPES, LETTERS[::2], strict=True))
 
 @dataclass(frozen=True)
 class Thing:
-    """One lettered shape. `row` and `col` name its cell, `dx` and `dy` its shift from the cell's centre in pixels."""
+    """One lettered shape in cell (`row`, `col`), shifted by (`dx`, `dy`) pixels from the cell's centre."""
 
     shape: str
     colour: str
@@ -91,7 +91,7 @@ def held_out(thing: Thing) -> bool:
 
 
 def random_scene(rng: random.Random, split: Split, count: int | None = None) -> Scene:
-    """A scene of `count` things (default: 3 to 9); half of them favour a colour or a shape, so that counts spread."""
+    """A scene of `count` things (default: 3 to 9); most favour a colour or a shape, so that counts spread."""
     if split not in ("train", "dev", "test"):
         raise ValueError(f"split is 'train', 'dev' or 'test', not {split!r}")
     count = rng.randint(3, 9) if count is None else count
@@ -101,7 +101,9 @@ def random_scene(rng: random.Random, split: Split, count: int | None = None) -> 
     things = []
     for index, (row, col) in enumerate(_cells(rng, count)):
         while True:
-            thing = _random_thing(rng, row, col, rng.choice(letters) if count > 12 else letters[index], shape, colour)
+            thing = _random_thing(
+                rng, row, col, rng.choice(letters) if count > 12 else letters[index], shape, colour
+            )
             if split == "train" and held_out(thing):
                 continue
             if split == "train" or index > 0 or held_out(thing):
@@ -151,7 +153,9 @@ def _random_thing(
 def _random_background(rng: random.Random) -> Background:
     grey = rng.randint(70, 180)
     red, green, blue = (grey + rng.randint(-18, 18) for _ in range(3))
-    return Background(rng.choice(TEXTURES), (red, green, blue), rng.randint(8, 30), rng.randint(5, 24), rng.getrandbits(32))
+    return Background(
+        rng.choice(TEXTURES), (red, green, blue), rng.randint(8, 30), rng.randint(5, 24), rng.getrandbits(32)
+    )
 
 
 def _texture(ground: Background) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -169,23 +173,25 @@ def _texture(ground: Background) -> np.ndarray[tuple[int, ...], np.dtype[np.uint
 def _pattern(ground: Background, noise: np.random.Generator, x: Array, y: Array, along: Array) -> Array:
     """[192, 192] in about -1..1."""
     period = ground.period
+    wave = along * np.float32(2 * np.pi / period)
     match ground.texture:
         case "stripes":
-            return np.sign(np.sin(along * (2 * np.pi / period)))
+            pattern = np.sign(np.sin(wave))
         case "checks":
-            return np.where((x // period + y // period) % 2 == 0, np.float32(1), np.float32(-1))
+            pattern = np.where((x // period + y // period) % 2 == 0, 1, -1)
         case "waves":
-            return np.sin(along * np.float32(2 * np.pi / period)) * np.cos(x * np.float32(np.pi / period))
+            pattern = np.sin(wave) * np.cos(x * np.float32(np.pi / period))
         case "gradient":
-            return (along - along.mean()) / np.float32(IMAGE_SIZE / 2)
+            pattern = (along - along.mean()) / np.float32(IMAGE_SIZE / 2)
         case "speckle":
-            return (noise.random((IMAGE_SIZE, IMAGE_SIZE)) < 1 / period).astype(np.float32) * 2
+            pattern = (noise.random((IMAGE_SIZE, IMAGE_SIZE)) < 1 / period) * 2
         case _:
             coarse = noise.standard_normal((IMAGE_SIZE // 4, IMAGE_SIZE // 4), dtype=np.float32)
-            return np.kron(coarse, np.ones((4, 4), dtype=np.float32)) * np.float32(0.6)
+            pattern = np.kron(coarse, np.ones((4, 4), dtype=np.float32)) * np.float32(0.6)
+    return pattern.astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(shape: str, colour: str, size: str, letter: str) -> Image.Image:
     """The lettered shape on a transparent square, RGBA; drawn four times as large, then reduced."""
     side, zoom = SIZES[size], 4
@@ -197,7 +203,9 @@ def _sprite(shape: str, colour: str, size: str, letter: str) -> Image.Image:
     ink = (0, 0, 0, 255) if 0.3 * red + 0.59 * green + 0.11 * blue > 130 else (255, 255, 255, 255)
     font = ImageFont.load_default(FONT_SIZES[size])
     middle = side / 2 + (side * 0.14 if shape == "triangle" else 0)
-    ImageDraw.Draw(sprite).text((side / 2, middle), letter, fill=ink, font=font, anchor="mm", stroke_width=0.3, stroke_fill=ink)
+    ImageDraw.Draw(sprite).text(
+        (side / 2, middle), letter, fill=ink, font=font, anchor="mm", stroke_width=0.3, stroke_fill=ink
+    )
     return sprite
 
 
@@ -220,4 +228,6 @@ def _outline(pen: ImageDraw.ImageDraw, shape: str, side: int) -> None:
         case "star":
             turns = np.arange(10) * np.pi / 5 - np.pi / 2
             radii = np.where(np.arange(10) % 2 == 0, half, half * 0.5)
-            pen.polygon([(half + r * np.cos(t), half + r * np.sin(t)) for r, t in zip(radii, turns, strict=True)], fill=255)
+            pen.polygon(
+                [(half + r * np.cos(t), half + r * np.sin(t)) for r, t in zip(radii, turns, strict=True)], fill=255
+            )
