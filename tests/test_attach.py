@@ -49,6 +49,16 @@ def test_generate_gives_the_pruned_tokens_behind_the_full_prompt(tiny, rows, opt
     assert untouched(tiny)
 
 
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": "itself"}], ids=str)
+def test_assisted_decoding_gives_the_greedy_tokens(tiny, options):
+    options = {name: tiny if value == "itself" else value for name, value in options.items()}
+    inputs = tiny_prompt()
+    expected = pruned_tokens(tiny, inputs, RRQR, 5, max_new_tokens=9)
+    assert pruned_tokens(tiny, inputs, RRQR, 5, max_new_tokens=9, **options) == expected
+    with foveate.attach(tiny, RRQR, keep=5):
+        assert new_tokens(tiny.generate(**inputs, max_new_tokens=9, **options), inputs) == expected
+
+
 def test_generate_returns_dictionaries_and_takes_positional_ids(tiny):
     inputs = tiny_prompt()
     rest = {name: value for name, value in inputs.items() if name != "input_ids"}
@@ -57,6 +67,16 @@ def test_generate_returns_dictionaries_and_takes_positional_ids(tiny):
         output = tiny.generate(inputs["input_ids"], return_dict_in_generate=True, max_new_tokens=4, **rest)
         named = tiny.generate(inputs=inputs["input_ids"], max_new_tokens=4, **rest)
     assert new_tokens(output.sequences, inputs) == new_tokens(named, inputs) == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"min_new_tokens": 9, "max_new_tokens": 9}, {"max_new_tokens": 3}], ids=str
+)
+def test_lengths_of_new_tokens_are_left_alone(tiny, options):
+    inputs = tiny_prompt()
+    expected = tiny.generate(**inputs, **options).shape
+    with foveate.attach(tiny, RRQR, keep=5):
+        assert tiny.generate(**inputs, **options).shape == expected
 
 
 @pytest.mark.parametrize("where", ["keyword", "config", "model"])
@@ -91,8 +111,9 @@ def test_a_plain_forward_is_pruned(tiny):
 def test_gradients_reach_the_vision_tower_through_a_forward(tiny):
     inputs = tiny_prompt()
     weight = tiny.model.multi_modal_projector.linear_1.weight
-    with foveate.attach(tiny, RRQR, keep=5):
+    with foveate.attach(tiny, RRQR, keep=5) as attached:
         tiny(**inputs).logits.sum().backward()
+        assert not attached.last["mm_encoder_outputs"]["image"].pooler_output[0].requires_grad
     assert weight.grad.abs().sum() > 0
     tiny.zero_grad()
 
@@ -140,7 +161,7 @@ def test_an_instances_own_generate_is_put_back(tiny):
         del tiny.generate
 
 
-def test_blocks_of_two_threads_may_overlap_and_close_in_any_order(tiny):
+def test_blocks_may_overlap_and_close_in_any_order(tiny):
     first, second = foveate.attach(tiny, RRQR, keep=5), foveate.attach(tiny, RRQR, keep=9)
     first.__enter__()
     second.__enter__()
@@ -177,6 +198,7 @@ def test_a_streamer_in_a_thread_is_pruned_too(bundled):
     image = noise(0)
     inputs = processor(images=image, text="USER: <image>\nIs there a red circle? ASSISTANT:", return_tensors="pt")
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
+    expected = pruned_tokens(model, inputs, foveate.SPARE(), 32, max_new_tokens=4)[0]
     with foveate.attach(model, foveate.SPARE(), keep=32) as attached:
         thread = threading.Thread(
             target=model.generate, kwargs={**inputs, "max_new_tokens": 4, "streamer": streamer}
@@ -184,7 +206,7 @@ def test_a_streamer_in_a_thread_is_pruned_too(bundled):
         thread.start()
         text = "".join(streamer)
         thread.join()
-    assert isinstance(text, str)
+    assert text.strip() == processor.decode(expected, skip_special_tokens=False).strip()
     assert attached.last.report.tokens_after == [32]
 
 

@@ -161,6 +161,15 @@ def test_resprune_is_gentler_on_qwen():
     assert ResPrune().rank(qwen, 20).tolist() != ResPrune().rank(tokens(), 20).tolist()
 
 
+@pytest.mark.parametrize("method", [SPARE(beta=1e9), ResPrune(alpha=400.0, seed="norm")])
+def test_a_very_strong_exponent_ranks_by_relevance(method):
+    image = tokens()
+    cosines = question_relevance(image.features, image.question, "max")
+    relevance = image.clip_relevance if isinstance(method, SPARE) else -cosines
+    order = method.rank(image, 3).tolist()
+    assert order[1 if isinstance(method, ResPrune) else 0] in relevance.topk(3, largest=False).indices.tolist()
+
+
 def test_constant_relevance_is_no_relevance():
     assert scaled(torch.full((5,), 0.1)) is None
     assert scaled(torch.full((5,), 0.1) + torch.tensor([0, 1e-8, 0, 0, 0])) is None
@@ -180,6 +189,8 @@ def test_constant_relevance_is_no_relevance():
         lambda: RelevanceTopK("sum"),
         lambda: Random(-1),
         lambda: Random(1.5),
+        lambda: Random(2**70),
+        lambda: ResPrune(alpha=torch.ones(2)),
     ],
 )
 def test_bad_options_name_what_is_allowed(make):

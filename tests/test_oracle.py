@@ -85,6 +85,14 @@ def test_generation_equals_the_masked_full_prompt(tiny, prompt, mode):
         assert ours.tolist() == expected.tolist()
 
 
+def test_holes_in_the_mask_of_the_text_stay_holes(tiny):
+    inputs = tiny_prompt((1, 2))
+    inputs["attention_mask"][:, -3] = 0
+    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=9)
+    ours, expected = logits_at_kept(tiny, inputs, pruned)
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("counts", [(3, 20), (1, 36), (30, 2)])
 def test_images_may_keep_different_numbers(tiny, counts):
     """Ragged counts within a row and over rows: the shrink step alone, with hand-made choices."""
@@ -115,15 +123,15 @@ def test_forward_without_cache_or_mask_is_not_taken_for_packed_sequences(tiny, u
     assert torch.allclose(ours, expected, atol=1e-4)
 
 
-def test_bfloat16(tiny):
-    model = tiny_llava().to(torch.bfloat16)
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 0.1), (torch.float16, 0.01)])
+def test_half_precision(dtype, share):
+    model = tiny_llava().to(dtype)
     inputs = tiny_prompt((1, 2))
     pruned = foveate.prune(model, inputs, foveate.RRQR(), keep=9)
     ours, expected = logits_at_kept(model, inputs, pruned)
-    assert ours.dtype == torch.bfloat16
-    spread = expected.float().std()
-    assert (ours - expected).abs().max() < 0.1 * spread
-    assert model.generate(**pruned, max_new_tokens=3).shape[0] == 2
+    assert ours.dtype == dtype
+    assert (ours - expected).abs().max() < share * expected.float().std()
+    assert model.generate(**pruned, max_new_tokens=3).shape == (2, pruned["input_ids"].shape[1] + 3)
 
 
 def test_labels_give_the_loss_of_the_kept_text(tiny):
@@ -197,14 +205,14 @@ def test_control_other_tokens_differ(tiny):
 def test_control_without_the_guard_column_no_cache_is_wrong(tiny):
     """Why shrink pads one masked column: without it, transformers takes gaps for packed sequences."""
     inputs = tiny_prompt((1,))
-    pruned = dict(foveate.prune(tiny, inputs, foveate.RRQR(), keep=7))
-    full_length = pruned["input_ids"].shape[1]
+    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=7)
+    length = pruned["input_ids"].shape[1]
     bare = {
-        name: value[:, 1:] if isinstance(value, torch.Tensor) and value.shape[1:2] == (full_length,) else value
+        name: value[:, 1:] if isinstance(value, torch.Tensor) and value.shape[1:2] == (length,) else value
         for name, value in pruned.items()
     }
-    guarded = tiny.generate(
-        **foveate.prune(tiny, inputs, foveate.RRQR(), keep=7), max_new_tokens=12, use_cache=False
-    )
-    wrong = tiny.generate(**bare, max_new_tokens=12, use_cache=False)
-    assert guarded[:, full_length:].tolist() != wrong[:, full_length - 1 :].tolist()
+    full, _ = masked(inputs, pruned)
+    options = {"max_new_tokens": 12, "use_cache": False}
+    expected = tiny.generate(**full, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+    assert tiny.generate(**pruned, **options)[:, length:].tolist() == expected
+    assert tiny.generate(**bare, **options)[:, length - 1 :].tolist() != expected

@@ -71,8 +71,13 @@ def test_clip_relevance_is_the_clip_models_own_cosine(bundled):
 def test_a_long_question_is_cut_into_windows(bundled):
     model, processor = bundled
     inputs = chat(processor, (1, "Is there a red circle? " * 40))
-    pruned = foveate.prune(model, inputs, foveate.SPARE(relevance="clip"), keep=20)
-    assert len(pruned.kept[0]) == 20
+    encoded = encode(model, family_of(model), dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
+    clip = Source.find(model, foveate.SPARE(relevance="clip"), None, None).clip
+    short, long = "Is there a red circle? ", "How many stars? " * 40
+    ours = clip_relevance(clip, encoded.patches[0], short * 40)
+    first, other = (clip_relevance(clip, encoded.patches[0], short * 40 + end) for end in ("", long))
+    assert torch.equal(ours, first)
+    assert not torch.allclose(first, other, atol=1e-3)  # what comes after the first window counts
 
 
 def test_noun_embeddings_are_those_of_the_nouns_in_place(bundled):
@@ -162,7 +167,6 @@ def test_the_kept_share_of_energy_is_the_engines(tiny):
 def test_no_gradients_flow(tiny):
     pruned = foveate.prune(tiny, tiny_prompt(), RRQR, keep=5)
     assert not pruned["mm_encoder_outputs"]["image"].pooler_output[0].requires_grad
-    tiny.generate(**pruned, max_new_tokens=2, assistant_model=tiny)  # copies its inputs
 
 
 # Bad input: one line, a named error, nothing silently kept unpruned.
@@ -192,6 +196,7 @@ def test_marks_that_split_an_image_between_rows_are_refused(tiny):
     inputs = tiny_prompt((1, 1))
     inputs["input_ids"][0, (inputs["input_ids"][0] == IMAGE_TOKEN).nonzero()[0]] = 5
     inputs["input_ids"][1, 0] = IMAGE_TOKEN
+    inputs["attention_mask"][:] = 1
     with pytest.raises(foveate.InvalidInputs, match="one image"):
         foveate.prune(tiny, inputs, RRQR, keep=5)
 
@@ -219,6 +224,44 @@ def test_pixels_with_a_filled_cache(tiny):
 def test_inputs_that_prune_sets_itself(tiny, name):
     with pytest.raises(foveate.InvalidInputs, match=name):
         foveate.prune(tiny, {**tiny_prompt(), name: torch.zeros(1)}, RRQR, keep=5)
+
+
+def test_a_mask_that_hides_image_tokens(tiny):
+    inputs = tiny_prompt()
+    inputs["attention_mask"][0, 8:11] = 0
+    with pytest.raises(foveate.InvalidInputs, match="hides 3 image placeholders"):
+        foveate.prune(tiny, inputs, RRQR, keep=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("vision_feature_select_strategy", "full"),
+        ("vision_feature_layer", -1),
+        ("logits_to_keep", torch.tensor([3])),
+        ("input_ids", [[1, 2]]),
+        ("pixel_values", [[0.0]]),
+    ],
+)
+def test_options_that_would_split_the_two_paths(tiny, name, value):
+    with pytest.raises(foveate.InvalidInputs, match=f"{name}.*allowed"):
+        foveate.prune(tiny, {**tiny_prompt(), name: value}, RRQR, keep=5)
+
+
+def test_inputs_that_are_no_mapping(tiny):
+    with pytest.raises(foveate.InvalidInputs, match="NoneType"):
+        foveate.prune(tiny, None, RRQR, keep=5)
+
+
+def test_a_processor_that_is_none(tiny):
+    with pytest.raises(foveate.InvalidOption, match="processor=5"):
+        foveate.prune(tiny, tiny_prompt(), foveate.ResPrune(), keep=5, processor=5)
+
+
+def test_a_clip_of_another_width(tiny, bundled):
+    _, processor = bundled
+    with pytest.raises(foveate.MissingSignal, match="width"):
+        foveate.prune(tiny, tiny_prompt(), foveate.SPARE(), keep=5, processor=processor, clip=mini.PATH / "clip")
 
 
 @pytest.mark.parametrize("name", ["input_ids", "pixel_values"])
@@ -251,7 +294,7 @@ def test_an_unsupported_model_lists_the_supported_ones():
     ids=repr,
 )
 def test_a_missing_signal_raises_before_any_work(tiny, method, monkeypatch):
-    monkeypatch.setattr(type(tiny.model), "get_image_features", None)  # any work would fail
+    monkeypatch.setattr(tiny.model.vision_tower, "forward", None)  # any work would fail
     with pytest.raises(foveate.MissingSignal, match=r"pass (processor|clip)="):
         foveate.prune(tiny, tiny_prompt(), method, keep=5)
 

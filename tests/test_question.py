@@ -20,12 +20,27 @@ PROMPTS = {
     "gemma": "<bos><start_of_turn>user\n<image>What is it?<end_of_turn>\n<start_of_turn>model\n",
     "idefics": "<s>User:<image>What is it?<end_of_utterance>\nAssistant:",
     "no template": "<image> What is it?",
+    "llama 2 with system prompt": "<s>[INST] <<SYS>>\nYou see dogs.\n<</SYS>>\n\n<image>\nWhat is it? [/INST]",
+    "vicuna 1.0": "###Human: <image>\nWhat is it?###Assistant:",
+    "chatml without line break": "<|im_start|>user<image>What is it?<|im_end|><|im_start|>assistant",
 }
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
 def test_template_text_never_counts(prompt):
     assert question_of(prompt, ["<image>", "<s>", "</s>", "<bos>"]) == "What is it?"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does the sign 'User: admin' say?",
+        "What is written after Assistant: in the chat?",
+        "Is it user error?",
+    ],
+)
+def test_role_names_in_a_question_are_kept(question):
+    assert question_of(f"USER: <image>\n{question} ASSISTANT:", ["<image>"]) == question
 
 
 @pytest.mark.parametrize("prompt", ["USER: <image>\n ASSISTANT:", "<image>", "", "USER: ASSISTANT:"])

@@ -163,6 +163,38 @@ def test_cancellation_does_not_mislead_single_precision():
     assert residual_energy(double, select_residual(single, 24))[-1] <= 1.05 * optimum
 
 
+def test_a_rival_that_cancellation_hid_is_still_found():
+    """Huge rows along one direction next to small ones: what is left of the huge ones decides."""
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        direction = torch.nn.functional.normalize(torch.randn(1, 16, generator=generator))
+        lengths = 1e4 * (1 + torch.rand(20, 1, generator=generator))
+        huge = lengths * direction + 0.6 * torch.randn(20, 16, generator=generator)
+        small = 0.5 * torch.randn(20, 16, generator=generator)
+        features = torch.cat([huge, small])
+        assert select_residual(features, 6).tolist() == select_residual(features.double(), 6).tolist()
+
+
+def test_rows_of_all_magnitudes_count():
+    features = torch.diag(torch.tensor([1e-14, 1e12, 1e-13, 1e-12]))
+    assert select_residual(features, 4).tolist() == [1, 3, 2, 0]
+
+
+def test_weights_of_all_magnitudes_count():
+    tiny = torch.tensor([1e-60, 1e-50, 1e-55, 0], dtype=torch.float64)
+    assert select_residual(torch.eye(4), 4, weight=tiny).tolist() == [1, 2, 0, 3]
+    huge = torch.tensor([1, 1e100, 1e200], dtype=torch.float64)
+    assert select_residual(torch.eye(3), 3, weight=huge).tolist() == [2, 1, 0]
+
+
+def test_the_energy_left_is_right_far_below_single_precision():
+    generator = torch.Generator().manual_seed(4)
+    features = torch.randn(1, 16, generator=generator) + 1e-5 * torch.randn(40, 16, generator=generator)
+    energy = residual_energy(features, select_residual(features, 16))
+    assert energy[-1] < 1e-15
+    assert bool((energy >= optimal_energy(features, 16) - 1e-15).all())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_features_raise(value):
     features = torch.randn(5, 4)
@@ -190,11 +222,28 @@ def test_k_out_of_range_raises(k):
         {"weight": torch.tensor([1.0, 1, float("nan"), 1, 1])},
         {"first": 5},
         {"first": -1},
+        {"first": 1.7},
+        {"first": torch.tensor([0, 1])},
+        {"weight": [1, 1, 1, 1, 1]},
     ],
 )
 def test_bad_weights_and_firsts_raise(keywords):
     with pytest.raises(InvalidFeatures):
         select_residual(torch.randn(5, 4), 2, **keywords)
+
+
+def test_arguments_that_are_no_tensors_or_indices_raise():
+    with pytest.raises(InvalidFeatures, match="tensor"):
+        select_residual(np.ones((3, 2)), 1)
+    with pytest.raises(InvalidFeatures, match="integers"):
+        residual_energy(torch.randn(4, 2), torch.tensor([0.5]))
+    with pytest.raises(InvalidFeatures, match="0 to 3"):
+        residual_energy(torch.randn(4, 2), torch.tensor([4]))
+    with pytest.raises(InvalidBudget, match="int"):
+        optimal_energy(torch.randn(4, 2), 1.5)
+    for call in (residual_energy, optimal_energy):
+        with pytest.raises(InvalidFeatures, match="shape"):
+            call(torch.randn(0, 2), torch.tensor([0]))
 
 
 @pytest.mark.parametrize("shape", [(4,), (0, 3), (3, 0), (1, 2, 3, 4)])

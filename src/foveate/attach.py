@@ -34,9 +34,10 @@ class Attached:
     last: Pruned | None = field(default=None, repr=False)
 
     def prune(self, model: "PreTrainedModel", inputs: dict[str, Any]) -> Pruned:
-        """Prune one prompt, and remember it."""
-        self.last = prune_with_grad(model, inputs, self.method, **self.keywords)
-        return self.last
+        """Prune one prompt, and remember it (without its gradients)."""
+        pruned = prune_with_grad(model, inputs, self.method, **self.keywords)
+        self.last = pruned.detached()
+        return pruned
 
 
 @contextmanager
@@ -101,6 +102,7 @@ class _Installation:
 
 _ABSENT = object()
 _LOCK = threading.Lock()
+_INSIDE = threading.local()  # .generate: whether this thread is in a pruned generate already
 _INSTALLED: "WeakKeyDictionary[PreTrainedModel, _Installation]" = WeakKeyDictionary()
 
 
@@ -147,6 +149,8 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
         if arguments.get("inputs") is not None:  # generate's own name for the first argument
             arguments["input_ids"] = arguments.pop("inputs")
         newest = stack[-1:]
+        if getattr(_INSIDE, "generate", False):  # assisted decoding: the model drafts for itself
+            return generate(**arguments)
         if newest and arguments.get("mm_encoder_outputs") is not None:
             raise InvalidInputs(
                 "mm_encoder_outputs while pruning is attached: pass the pixels, or leave the block"
@@ -157,7 +161,11 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
             pruned = newest[0].prune(model, arguments)
         prompt: Tensor = arguments["input_ids"]
         removed = prompt.shape[1] - pruned["input_ids"].shape[1]
-        output = generate(**{**pruned, **_rebased(model, arguments, removed)})
+        _INSIDE.generate = True
+        try:
+            output = generate(**{**pruned, **_rebased(model, arguments, removed)})
+        finally:
+            _INSIDE.generate = False
         return _with_prompt(output, prompt, removed)
 
     return pruned_generate

@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from foveate import bench, draw, mini
-from foveate.errors import FoveateError, InvalidInputs, InvalidOption
+from foveate.errors import FoveateError, InvalidInputs
 from foveate.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -133,8 +133,6 @@ def evaluate(
     """Measure accuracy per skill on freshly drawn scenes, for methods and budgets."""
     asked = bench.parse_arms(methods, keep)
     arms = list(dict.fromkeys([bench.all_tokens(), *asked]))  # all tokens are what others are relative to
-    if questions < 1 or seed < 0:
-        raise InvalidOption(f"questions={questions}, seed={seed}: allowed are 1 or more questions, seed 0 or more")
     vlm, processor = bench.load(model)
     bar = _progress()
     task = bar.add_task("", total=questions * len(arms))

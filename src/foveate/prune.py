@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.encode import Encoded, encode, image_token_id
+from foveate.encode import Encoded, encode, encoder_arguments, image_token_id
 from foveate.errors import InvalidBudget, InvalidInputs, InvalidOption
 from foveate.families import Family, family_of
 from foveate.methods.base import Method
@@ -56,7 +56,7 @@ class Report:
         Computed at the first access (as costly as the selection itself).
         """
         pairs = zip(self._features, self._orders, strict=True)
-        return [float(residual_energy(features.detach(), order)[-1]) for features, order in pairs]
+        return [float(residual_energy(features, order)[-1]) for features, order in pairs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,8 @@ class Pruned(Mapping[str, Any]):
 
     Attributes:
         kept: per image, ascending indices ``[k]`` of the tokens kept.
-        orders: per image, the same indices in order of selection (locked rows first).
+        orders: per image, the same indices in order of selection, locked rows first (raster order where
+            all are kept).
         grids: per image, ``(height, width)`` of its tokens, raster order, locked rows left out.
         rows: the batch row of each image.
         report: counts, seconds, energies.
@@ -77,6 +78,10 @@ class Pruned(Mapping[str, Any]):
     rows: list[int]
     report: Report
     _shrunk: Shrunk = field(repr=False)
+
+    def detached(self) -> "Pruned":
+        """The same without the graph that gradients would flow through."""
+        return replace(self, _shrunk=self._shrunk.detached())
 
     def __getitem__(self, key: str) -> Any:
         return self._shrunk[key]
@@ -121,8 +126,8 @@ def prune(
     Raises:
         UnsupportedModel: the model has no family.
         InvalidBudget, InvalidOption: a bad ``keep`` or ``positions``.
-        InvalidInputs: no pixels, marks and images that do not match, pixels with a filled cache, explicit
-            positions.
+        InvalidInputs: no pixels, marks and images that do not match or are masked, pixels with a filled
+            cache, explicit positions, encoder options other than the config's.
         InvalidFeatures: the encoder gave NaN or infinite values.
         MissingSignal: the method needs a signal that is not to be had; raised before any work.
     """
@@ -152,7 +157,7 @@ def prune_with_grad(
 ) -> Pruned:
     """`prune`, with gradients from the kept features to the encoder where the caller has them on."""
     family, budget = check_settings(model, method, keep, positions)
-    check_inputs(inputs)
+    check_inputs(model, inputs)
     source = Source.find(model, method, processor, clip)
     seconds: dict[str, float] = {}
     prompt = dict(inputs)
@@ -174,7 +179,7 @@ def prune_with_grad(
         seconds=seconds,
         tagger=tagger,
         method=source.method,
-        _features=[tokens.features for tokens in encoded.images],
+        _features=[tokens.features.detach() for tokens in encoded.images],
         _orders=orders,
     )
     return Pruned(kept, orders, [tokens.grid for tokens in encoded.images], encoded.rows, report, shrunk)
@@ -195,25 +200,46 @@ def check_settings(
     return family_of(model), Budget.of(keep)
 
 
-def check_inputs(inputs: Mapping[str, Any]) -> None:
+def check_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
     """Refuse what cannot be pruned soundly.
 
     Raises:
         InvalidInputs: as `prune` says.
     """
+    if not isinstance(inputs, Mapping):
+        raise InvalidInputs(
+            f"inputs of type {type(inputs).__name__}: allowed is what the model's processor returned"
+        )
+    _check_leave_out(model, inputs)
+    for name in ("input_ids", "pixel_values"):
+        if not isinstance(inputs.get(name), Tensor):
+            raise InvalidInputs(
+                f"{name} is {type(inputs.get(name)).__name__}: allowed is a tensor, as the processor returns it "
+                "for an image with return_tensors='pt'"
+            )
+    mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
+    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
+        shapes = f"{tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
+        raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
+    if mask is not None:
+        hidden = int(((ids == image_token_id(model)) & ~mask.bool()).sum())
+        if hidden:
+            raise InvalidInputs(f"attention_mask hides {hidden} image placeholders: allowed is none, prune hides")
+
+
+def _check_leave_out(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
     cache = inputs.get("past_key_values")
     if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0):
         raise InvalidInputs("pixel_values together with a filled past_key_values: pass images with an empty cache")
     for name in ("position_ids", "inputs_embeds", "mm_encoder_outputs"):
         if inputs.get(name) is not None:
             raise InvalidInputs(f"{name} given together with images to prune: leave it out, prune sets it")
-    for name in ("input_ids", "pixel_values"):
-        if inputs.get(name) is None:
-            raise InvalidInputs(f"no {name} in the inputs: pass what the model's processor returned for an image")
-    mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
-    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
-        shapes = f"{tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
-        raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
+    if isinstance(inputs.get("logits_to_keep"), Tensor):
+        raise InvalidInputs("logits_to_keep as indices: allowed is a count, columns move when tokens are dropped")
+    for name in encoder_arguments(model):  # such as vision_feature_layer: grids and signals follow the config
+        given, set_in_config = inputs.get(name), getattr(model.config, name, None)
+        if given is not None and set_in_config is not None and given != set_in_config:
+            raise InvalidInputs(f"{name}={given!r}: allowed is the config's {set_in_config!r}; set it there")
 
 
 @torch.no_grad()

@@ -5,16 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-# Chat templates mark turns in these ways. Vicuna (LLaVA), ChatML (Qwen), Llama 2 and Mistral, Llama 3,
-# Gemma, Phi, Idefics. What stands before the last user mark is system prompt or history.
+# Chat templates mark turns in these ways: ChatML (Qwen), Llama 3, Gemma, Phi, Llama 2 and Mistral, Vicuna (LLaVA),
+# Idefics. Role names in mixed case count at the start of a line only, where a user would hardly write one.
 USER_TURN = re.compile(
-    r"<\|im_start\|>user\s|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\s|<\|user\|>"
-    r"|\[INST\]|\b(?:USER|Human|User):"
+    r"<\|im_start\|>user\b|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\b|<\|user\|>|\[INST\]"
+    r"|\bUSER:|(?:^|\n|>|#{2,3})[ \t]*(?:Human|User):"
 )
 TURN_END = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<end_of_utterance>|<\|end\|>|<\|assistant\|>|\[/INST\]"
-    r"|\b(?:ASSISTANT|Assistant):?\s*$|\b(?:ASSISTANT|Assistant):"
+    r"|(?:#{2,3}[ \t]*)?\bASSISTANT:|(?:^|\n|#{2,3})[ \t]*Assistant:|\bAssistant:\s*$"
 )
+SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
 # Words that carry no content of their own; for where no tagger is installed or no noun is found.
@@ -46,7 +47,7 @@ class Nouns:
 
 def question_of(prompt: str, special_tokens: list[str]) -> str:
     """The last user turn of a decoded prompt, without template text, roles and special tokens."""
-    turn = USER_TURN.split(prompt)[-1]
+    turn = USER_TURN.split(SYSTEM.sub(" ", prompt))[-1]
     turn = TURN_END.split(turn)[0]
     for token in sorted(special_tokens, key=len, reverse=True):
         turn = turn.replace(token, " ")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import InvalidInputs, MissingSignal
+from foveate.errors import InvalidInputs, InvalidOption, MissingSignal
 from foveate.question import nouns_of, question_of
 
 if TYPE_CHECKING:
@@ -17,22 +17,43 @@ if TYPE_CHECKING:
 
 
 def tokenizer_for(model: "PreTrainedModel", processor: Any) -> "PreTrainedTokenizerBase | None":
-    """The processor's tokenizer (or the tokenizer itself), else that beside the model's checkpoint."""
-    if processor is not None:
-        tokenizer: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
-        return tokenizer
-    return _load_tokenizer(model.name_or_path) if model.name_or_path else None
+    """The processor's tokenizer (or the tokenizer itself), else that beside the model's checkpoint.
+
+    Raises:
+        InvalidOption: ``processor`` is neither.
+        MissingSignal: the tokenizer cannot tell where in the text its tokens are.
+    """
+    if processor is None:
+        tokenizer = _tokenizer_at(model.name_or_path)
+    else:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if not hasattr(tokenizer, "all_special_tokens"):
+            raise InvalidOption(f"processor={processor!r}: allowed are the model's processor or its tokenizer")
+    if tokenizer is not None and not tokenizer.is_fast:
+        raise MissingSignal(f"{type(tokenizer).__name__} gives no token offsets: a fast tokenizer is needed")
+    return tokenizer
 
 
 def clip_for(model: "PreTrainedModel", clip: "CLIPModel | str | Path | None") -> "CLIPModel | None":
     """The CLIP pair of the vision tower: as given, loaded from a path or id, or found beside the checkpoint.
 
     A folder ``clip`` in the checkpoint's folder counts as beside it.
+
+    Raises:
+        MissingSignal: none can be loaded, it has no tokenizer, or it is not this vision tower's.
     """
     if clip is None:
         beside = Path(model.name_or_path) / "clip"
-        return _load_clip(str(beside), str(model.device)) if (beside / "config.json").is_file() else None
-    return _load_clip(str(clip), str(model.device)) if isinstance(clip, (str, Path)) else clip
+        if not (beside / "config.json").is_file():
+            return None
+        clip = beside
+    pair = _load_clip(str(clip), str(model.device)) if isinstance(clip, (str, Path)) else clip
+    width, own = pair.config.vision_config.hidden_size, model.config.vision_config.hidden_size
+    if width != own:
+        raise MissingSignal(f"CLIP of width {width}: allowed is the vision tower's own pair, of width {own}")
+    if _tokenizer_at(pair.name_or_path) is None:
+        raise MissingSignal(f"no tokenizer beside the CLIP model {pair.name_or_path!r}: save it there")
+    return pair
 
 
 def questions_of(
@@ -50,8 +71,8 @@ def questions_of(
     if isinstance(question, str):
         return [question] * len(input_ids)
     if question is not None:
-        if len(question) != len(input_ids):
-            raise InvalidInputs(f"{len(question)} questions: allowed is one, or one per row ({len(input_ids)})")
+        if len(question) != len(input_ids) or not all(isinstance(text, str) for text in question):
+            raise InvalidInputs(f"question={question!r}: allowed is a text, or one per row ({len(input_ids)})")
         return list(question)
     shown = input_ids != image_token_id
     if inputs.get("attention_mask") is not None:
@@ -66,14 +87,8 @@ def questions_of(
 def noun_embeddings(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", question: str
 ) -> tuple[Tensor, str]:
-    """Input embeddings ``[M, D]`` of the tokens of the question's nouns, and the tagger that found them.
-
-    Raises:
-        MissingSignal: the tokenizer cannot tell where in the text its tokens are.
-    """
+    """Input embeddings ``[M, D]`` of the tokens of the question's nouns, and the tagger that found them."""
     nouns = nouns_of(question)
-    if not tokenizer.is_fast:
-        raise MissingSignal(f"{type(tokenizer).__name__} gives no token offsets: a fast tokenizer is needed")
     encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     ids = [
         token
@@ -97,14 +112,8 @@ def clip_relevance(clip: "CLIPModel", patches: Tensor, question: str) -> Tensor:
         patches: ``[N, Dv]`` patch states of the layer the language model reads.
         question: plain text.
 
-    Raises:
-        MissingSignal: the patches are not of this CLIP's width.
-
     Source: CDPruner's code (post-layernorm and projection of the selected layer), in float32.
     """
-    width = clip.config.vision_config.hidden_size
-    if patches.shape[-1] != width:
-        raise MissingSignal(f"vision tower of width {patches.shape[-1]}: the CLIP at hand has width {width}")
     if not question:
         return patches.new_empty(0, dtype=torch.float32)
     text = _clip_text(clip, question)
@@ -116,8 +125,6 @@ def clip_relevance(clip: "CLIPModel", patches: Tensor, question: str) -> Tensor:
 
 def _clip_text(clip: "CLIPModel", question: str) -> Tensor:
     tokenizer = _load_tokenizer(clip.name_or_path)
-    if tokenizer is None:
-        raise MissingSignal(f"no tokenizer beside the CLIP model {clip.name_or_path!r}: save it there")
     windows = tokenizer(
         question,
         truncation=True,
@@ -131,14 +138,18 @@ def _clip_text(clip: "CLIPModel", question: str) -> Tensor:
     return embeddings
 
 
-@lru_cache(maxsize=8)
-def _load_tokenizer(path: str) -> "PreTrainedTokenizerBase | None":
-    from transformers import AutoTokenizer
-
+def _tokenizer_at(path: str) -> "PreTrainedTokenizerBase | None":
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        return _load_tokenizer(path) if path else None
     except (OSError, ValueError):  # a model built from its config has none
         return None
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     return tokenizer
 
 

@@ -1,7 +1,7 @@
 """From kept indices to a shorter prompt, its positions, and the encoder output that fits it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,10 @@ class Shrunk(Mapping[str, Any]):
         if key == "mm_encoder_outputs":
             return {"image": _encoder_output(self.features_per_row)}
         return self.tensors[key]
+
+    def detached(self) -> "Shrunk":
+        """The same without the graph that gradients would flow through."""
+        return replace(self, features_per_row=[features.detach() for features in self.features_per_row])
 
     def __iter__(self) -> Iterator[str]:
         yield from self.tensors

@@ -25,9 +25,10 @@ def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
     On a CPU, and for mini, it is float32; on a GPU it has the checkpoint's own precision.
 
     Raises:
-        UnsupportedModel: a model type without a family; found before any weight is loaded.
+        UnsupportedModel: a model type or vision tower without a family; a type is found before weights load.
         InvalidInputs: no checkpoint is there.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
@@ -43,7 +44,16 @@ def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
     try:
         processor = AutoProcessor.from_pretrained(path)
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        # Whatever transformers makes of a damaged checkpoint: shapes that differ, fields of another type.
         raise InvalidInputs(f"model {str(path)!r}: it cannot be loaded ({_first_line(error)})") from error
     family_of(model)
     return model.eval().to("cuda" if gpu else "cpu"), processor

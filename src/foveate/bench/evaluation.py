@@ -12,12 +12,13 @@ import torch
 
 from foveate.bench.arm import Arm
 from foveate.bench.checkpoint import requests
-from foveate.bench.machine import versions
+from foveate.bench.machine import code, versions
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.mini.exam import exam
 from foveate.mini.questions import correct
 from foveate.mini.scenes import draw
 from foveate.prune import prune
+from foveate.question import nouns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +83,15 @@ def evaluate(
         raise InvalidOption(f"questions={questions}: allowed is 1 or more")
     if seed < 0:
         raise InvalidOption(f"seed={seed}: allowed is 0 or more")
-    settings = {"model": fingerprint(model), "questions": questions, "seed": seed, "versions": versions()}
+    settings = {
+        "model": fingerprint(model),
+        "questions": questions,
+        "seed": seed,
+        "versions": versions(),
+        "code": code(),
+        "tagger": nouns_of("dog").tagger,
+        "device": str(model.device),
+    }
     stored = _read(store) if store else []
     return _outcomes(model, processor, arms, settings, stored, store, progress)
 
@@ -113,8 +122,8 @@ def fingerprint(model: "PreTrainedModel") -> str:
     """Twelve hexadecimal digits that change when a weight does."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        total = weight.double().sum().item(), weight.double().abs().sum().item()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {total}".encode())
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -158,11 +167,15 @@ def _is_of(known: Evaluation, arm: Arm, settings: dict[str, Any]) -> bool:
 
 
 def _read(store: Path) -> list[Evaluation]:
-    """What the store holds; the file is made if there is none."""
+    """What the store holds; the file is made if there is none. A last line that an interrupt cut is dropped."""
     try:
         with store.open("a+") as file:
             file.seek(0)
-            return [Evaluation(**json.loads(line)) for line in file if line.strip()]
+            lines = file.readlines()
+            if lines and not lines[-1].endswith("\n"):
+                lines.pop()
+                file.truncate(sum(len(line.encode()) for line in lines))
+        return [Evaluation(**json.loads(line)) for line in lines if line.strip()]
     except OSError as error:
         raise InvalidInputs(f"results {str(store)!r}: cannot be written ({error.strerror})") from error
     except (ValueError, TypeError) as error:

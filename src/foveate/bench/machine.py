@@ -1,5 +1,6 @@
 """What a measurement ran on."""
 
+import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,14 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
     packages = {name: version(name) for name in ("torch", "transformers", "foveate")}
     return {"python": platform.python_version(), **packages}
+
+
+def code() -> str:
+    """Twelve hexadecimal digits that change when a line of this package does."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _processor() -> str:

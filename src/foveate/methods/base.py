@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -76,6 +77,5 @@ def at_least_zero(name: str, value: float) -> None:
     Raises:
         InvalidOption: ``value`` is not a finite number of 0 or more.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf"):
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise InvalidOption(f"{name}={value!r}: allowed is a finite number of 0 or more")

@@ -36,3 +36,8 @@ def scaled(relevance: Tensor) -> Tensor | None:
     low, high = relevance.amin(), relevance.amax()
     noise = 8 * torch.finfo(relevance.dtype).eps * torch.maximum(low.abs(), high.abs())
     return (relevance - low) / (high - low) if high - low > noise else None
+
+
+def powered(values: Tensor, exponent: float) -> Tensor:
+    """``values [N]`` (> 0) to a power, the largest made 1: in double, so that strong powers do not vanish."""
+    return (values / values.amax()).cpu().double() ** exponent

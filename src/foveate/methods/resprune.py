@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.methods.base import Method, at_least_zero, one_of, precise
-from foveate.methods.relevance import POOLS, question_relevance
+from foveate.methods.relevance import POOLS, powered, question_relevance
 from foveate.select import select_residual
 from foveate.tokens import Signal, VisualTokens
 
@@ -45,7 +45,7 @@ class ResPrune(Method):
     seed: Literal["auto", "cls", "norm"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.alpha != "auto":
+        if not (isinstance(self.alpha, str) and self.alpha == "auto"):
             at_least_zero("alpha", self.alpha)
         one_of("pool", self.pool, POOLS)
         one_of("seed", self.seed, ("auto", "cls", "norm"))
@@ -74,7 +74,7 @@ class ResPrune(Method):
         if alpha == 0:
             return None
         relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
-        return None if relevance is None else relevance.clamp(min=EPSILON) ** alpha
+        return None if relevance is None else powered(relevance.clamp(min=EPSILON), alpha)
 
     def _first(self, tokens: VisualTokens) -> Tensor:
         if self.seed == "cls":

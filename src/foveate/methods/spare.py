@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from foveate.methods.base import Method, at_least_zero, one_of
-from foveate.methods.relevance import question_relevance, scaled
+from foveate.methods.relevance import powered, question_relevance, scaled
 from foveate.select import select_residual
 from foveate.tokens import Signal, VisualTokens
 
@@ -66,7 +66,7 @@ class SPARE(Method):
     def _weight(self, tokens: VisualTokens) -> Tensor | None:
         relevance = self._relevance(tokens) if self.needs else None
         rhat = None if relevance is None else scaled(relevance)
-        return None if rhat is None else (1 - rhat + EPSILON) ** self.beta
+        return None if rhat is None else powered(1 - rhat + EPSILON, self.beta)
 
     def _relevance(self, tokens: VisualTokens) -> Tensor | None:
         if self.relevance == "llm":

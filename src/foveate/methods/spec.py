@@ -26,6 +26,8 @@ def parse_method(text: str) -> Method:
         option, _, value = (piece.strip() for piece in part.partition("="))
         if option not in allowed:
             raise InvalidOption(f"option {option!r} of {name}: allowed are {', '.join(allowed) or 'none at all'}")
+        if option in options:
+            raise InvalidOption(f"option {option!r} of {name} is given twice: allowed is once")
         options[option] = _value(option, value, hints[option])
     return method(**options)
 

@@ -8,7 +8,7 @@ Scaling a row changes no span, so this is QR with column pivoting of the columns
 (LAPACK geqp3), pivoted Cholesky of their Gram matrix (pstrf), and greedy MAP of the determinantal
 point process with that kernel.
 
-The residual matrix is never formed. One orthonormal row ``q`` per step is enough:
+The residual matrix is not formed. One orthonormal row ``q`` per step is enough:
 ``E_i <- E_i - (v_i . q)^2``, a single product with the features, O(N D); the kept rows are
 orthogonalised twice, O(k D) ("twice is enough": Giraud, Langou, Rozloznik 2005).
 """
@@ -52,25 +52,23 @@ def select_residual(
 
     Source: SPARE (arXiv 2606.18681) and ResPrune (arXiv 2603.21105), with weights as their methods set.
     """
-    if features.dim() not in (2, 3) or features.shape[-2] == 0 or features.shape[-1] == 0:
-        raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed are [N, D] and [B, N, D]")
+    _check_shape(features, "[N, D] and [B, N, D]", 2, 3)
     n = features.shape[-2]
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= n:
         raise InvalidBudget(f"k={k!r}: allowed is an int from 1 to the {n} rows at hand")
-    if weight is not None and weight.shape != features.shape[:-1]:
-        raise InvalidFeatures(
-            f"weight of shape {tuple(weight.shape)}: allowed is {tuple(features.shape[:-1])}, one per row"
-        )
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != features.shape[:-1]):
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise InvalidFeatures(f"weight of shape {shape}: allowed is {tuple(features.shape[:-1])}, one per row")
     if features.dim() == 2:
-        return _select(features, k, weight, first)
-    starts = first.tolist() if isinstance(first, Tensor) and first.dim() == 1 else [first] * len(features)
+        return _select(features, k, weight, _row_index(first, n))
+    starts = first if isinstance(first, Tensor) and first.dim() == 1 else [first] * len(features)
     if len(starts) != len(features):
         raise InvalidFeatures(f"first has {len(starts)} entries: allowed is one per batch item, {len(features)}")
-    if len(features) == 0:
-        return torch.empty(0, k, dtype=torch.long, device=features.device)
-    return torch.stack(
-        [_select(item, k, None if weight is None else weight[b], starts[b]) for b, item in enumerate(features)]
-    )
+    orders = [
+        _select(item, k, None if weight is None else weight[b], _row_index(starts[b], n))
+        for b, item in enumerate(features)
+    ]
+    return torch.stack(orders) if orders else torch.empty(0, k, dtype=torch.long, device=features.device)
 
 
 @torch.no_grad()
@@ -79,52 +77,47 @@ def residual_energy(features: Tensor, kept: Tensor) -> Tensor:
 
     Args:
         features: ``[N, D]``.
-        kept: ``[k]`` row indices, in order of selection.
+        kept: ``[k]`` integer row indices, in order of selection.
 
     Returns:
-        ``[k + 1]``, from 1 downwards, in the dtype of the computation (float32 or float64); all zero
-        where every feature is zero.
+        ``[k + 1]`` float64, from 1 downwards; all zero where every feature is zero.
 
     Raises:
         InvalidFeatures: wrong shapes, NaN or infinite values, an index out of range.
     """
-    if features.dim() != 2 or kept.dim() != 1:
-        raise InvalidFeatures(
-            f"features of shape {tuple(features.shape)}, kept of shape {tuple(kept.shape)}: "
-            "allowed are [N, D] and [k]"
-        )
-    rows = _rows(features)
-    basis = _Basis(rows, len(kept))
-    total = basis.energy.sum()
-    path = [total]
-    for index in kept.tolist():
-        basis.add(_row_index(index, len(rows)))
-        path.append(basis.energy.sum())
-    return torch.stack(path) / total if total > 0 else torch.zeros_like(torch.stack(path))
+    _check_shape(features, "[N, D]", 2)
+    if kept.dim() != 1 or kept.is_floating_point():
+        raise InvalidFeatures(f"kept of shape {tuple(kept.shape)} and {kept.dtype}: allowed are [k] integers")
+    basis = _Basis(_rows(features.double()), len(kept))
+    path = [basis.total()]
+    for index in kept:
+        basis.add(_row_index(index, len(features)) or 0)
+        path.append(basis.total())
+    energies = torch.stack(path)
+    return energies / energies[0] if energies[0] > 0 else energies
 
 
 @torch.no_grad()
 def optimal_energy(features: Tensor, k: int) -> Tensor:
     """The least reconstruction error any rank-0, 1, ..., k subspace leaves, relative to the total.
 
-    The tails of the Gram spectrum (Eckart-Young): no choice of rows can do better. Computed in float64.
+    The tails of the Gram spectrum (Eckart-Young): no choice of rows can do better.
 
     Args:
         features: ``[N, D]``.
-        k: the largest rank, ``0 <= k``.
+        k: the largest rank, an int of 0 or more.
 
     Returns:
         ``[k + 1]`` float64, from 1 downwards; all zero where every feature is zero.
 
     Raises:
         InvalidFeatures: wrong shape, NaN or infinite values.
-        InvalidBudget: ``k`` is negative.
+        InvalidBudget: ``k`` is negative or no int.
     """
-    if features.dim() != 2:
-        raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed is [N, D]")
-    if k < 0:
-        raise InvalidBudget(f"k={k}: allowed is 0 or more")
-    rows = _rows(features).double()
+    _check_shape(features, "[N, D]", 2)
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
+        raise InvalidBudget(f"k={k!r}: allowed is an int of 0 or more")
+    rows = _rows(features.double())
     gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
     spectrum = torch.linalg.eigvalsh(gram).clamp(min=0)  # ascending
     tails = torch.cat([spectrum.new_zeros(1), spectrum.cumsum(0)]).flip(0)
@@ -132,72 +125,106 @@ def optimal_energy(features: Tensor, k: int) -> Tensor:
     return tails / tails[0] if tails[0] > 0 else tails
 
 
-def _row_index(index: int | Tensor, n: int) -> int:
-    index = int(index)
-    if not 0 <= index < n:
-        raise InvalidFeatures(f"row index {index}: allowed is 0 to {n - 1}")
-    return index
+def _check_shape(features: Tensor, allowed: str, *dims: int) -> None:
+    if not isinstance(features, Tensor):
+        raise InvalidFeatures(f"features of type {type(features).__name__}: allowed is a tensor {allowed}")
+    if features.dim() not in dims or features.shape[-2] == 0 or features.shape[-1] == 0:
+        raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed are {allowed}, none of them 0")
+
+
+def _row_index(index: int | Tensor | None, n: int) -> int | None:
+    if index is None:
+        return None
+    whole = not index.is_floating_point() if isinstance(index, Tensor) else isinstance(index, Integral)
+    if not whole or (isinstance(index, Tensor) and index.numel() != 1) or not 0 <= int(index) < n:
+        raise InvalidFeatures(f"row index {index!r}: allowed is an int from 0 to {n - 1}")
+    return int(index)
 
 
 def _rows(features: Tensor) -> Tensor:
-    """Finite rows in the dtype of the computation, rescaled only where squares would overflow or vanish."""
+    """Finite rows in the dtype of the computation, rescaled only where products would overflow or vanish."""
     rows = features if features.dtype == torch.float64 else features.float()
     low, high = torch.aminmax(rows)  # one pass; NaN wins
     peak = torch.maximum(high, -low)
     if not bool(torch.isfinite(peak)):
         raise InvalidFeatures("features hold NaN or infinite values: allowed are finite numbers")
-    limit = torch.finfo(rows.dtype).max ** 0.25
+    limit = torch.finfo(rows.dtype).max ** 0.4
     return rows / peak if peak > limit or 0 < peak < 1 / limit else rows
 
 
+def _wide(device: torch.device) -> torch.dtype:
+    """The dtype of what is kept once per row: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _weights(weight: Tensor | None, rows: Tensor) -> Tensor:
+    """``[N]`` weights, the largest 1."""
     if weight is None:
-        return rows.new_ones(len(rows))
-    weight = weight.to(device=rows.device, dtype=rows.dtype)
+        return rows.new_ones(len(rows), dtype=_wide(rows.device))
     if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
         raise InvalidFeatures("weight holds NaN, infinite or negative values: allowed are finite numbers >= 0")
     peak = weight.amax()
-    return weight / peak if peak > 0 else weight
+    return (weight / peak if peak > 0 else weight).to(rows.device, _wide(rows.device))
 
 
 class _Basis:
-    """An orthonormal basis that grows row by row, and the energy of every feature outside it.
+    """An orthonormal basis that grows row by row, and every row's energy outside it.
 
-    The energies are kept by subtraction. Where that cancels (the winner's energy fell by more than
-    sqrt(eps) since it was last computed, geqp3's own criterion) all are computed afresh: at most a few
-    times in a run, and hardly ever on real features.
+    Energies are relative to the row's own, so that rows of all magnitudes are treated alike; the
+    magnitudes are kept beside, in double.
+
+    They are kept by subtraction, which cancels: an energy that fell by more than sqrt(eps) since it was
+    last exact (geqp3's criterion) is uncertain. Where an uncertain row wins, or could win given what may
+    have been lost, all energies are computed afresh: a few times in a run at most, on real features.
     """
 
     def __init__(self, rows: Tensor, capacity: int) -> None:
-        eps = torch.finfo(rows.dtype).eps
-        self.rows = rows
-        self.energy = torch.linalg.vector_norm(rows, dim=1).square()
-        self._floor = self.energy * (RANK_TOLERANCE * eps) ** 2
-        self._exact = self.energy  # as last computed without subtraction
-        self._stale = eps**0.5
+        self._eps = torch.finfo(rows.dtype).eps
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=_wide(rows.device))
+        norms = torch.where(norms > torch.finfo(rows.dtype).tiny, norms, 0)
+        peak = norms.amax()
+        self.magnitude = (norms / peak if peak > 0 else norms).square()  # [N], the largest 1
+        self._rows = rows
+        self._inverse = torch.where(norms > 0, 1 / norms, 0).to(rows.dtype)
+        self._energy = (norms > 0).to(rows.dtype)
+        self._exact = self._energy  # as last computed without subtraction
         self._basis = rows.new_empty(min(capacity, *rows.shape), rows.shape[1])
         self._size = 0
         self._size_of_exact = 0
 
+    def total(self) -> Tensor:
+        """The energy outside the basis, of all rows."""
+        return (self.magnitude * self._energy).sum()
+
     def winner(self, weights: Tensor) -> int | None:
         """The row with the largest weighted energy; None when the rows of weight > 0 are explained."""
-        index = _best(weights * self.energy)
-        trusted = index is not None and bool(self.energy[index] > self._stale * self._exact[index])
-        if trusted or self._size == self._size_of_exact:
+        weights = weights * self.magnitude
+        index = self._best(weights)
+        if self._size == self._size_of_exact or (index is not None and self._is_certain(index, weights)):
             return index
         self._refresh()
-        return _best(weights * self.energy)
+        return self._best(weights)
 
     def add(self, index: int) -> None:
         """Grow by a row's residual, and take that direction's share from every energy."""
-        residual = self._outside(self.rows[index])
+        residual = self._outside(self._rows[index] * self._inverse[index])
         size = torch.linalg.vector_norm(residual)
-        if self._size == len(self._basis) or size.square() <= self._floor[index]:
+        if self._size == len(self._basis) or size <= RANK_TOLERANCE * self._eps:
             return
         direction = residual / size
         self._basis[self._size] = direction
         self._size += 1
-        self.energy = (self.energy - (self.rows @ direction).square()).clamp(min=0)
+        share = (self._rows @ direction) * self._inverse
+        self._energy = (self._energy - share.square()).clamp(min=0)
+
+    def _best(self, weights: Tensor) -> int | None:
+        return _first_best(weights * self._energy, TIE_TOLERANCE * self._eps)
+
+    def _is_certain(self, index: int, weights: Tensor) -> bool:
+        uncertain = self._energy <= self._eps**0.5 * self._exact
+        lost = RANK_TOLERANCE * self._eps * self._exact
+        most = torch.where(uncertain, weights * (self._energy + lost), 0).amax()
+        return not bool(uncertain[index]) and bool(most < weights[index] * self._energy[index])
 
     def _outside(self, rows: Tensor) -> Tensor:
         basis = self._basis[: self._size]
@@ -206,20 +233,20 @@ class _Basis:
         return rows
 
     def _refresh(self) -> None:
-        energy = torch.linalg.vector_norm(self._outside(self.rows), dim=1).square()
-        self.energy = self._exact = torch.where(energy > self._floor, energy, 0)
+        residual = self._outside(self._rows * self._inverse[:, None])
+        size = torch.linalg.vector_norm(residual, dim=1)
+        self._energy = self._exact = torch.where(size > RANK_TOLERANCE * self._eps, size.square(), 0)
         self._size_of_exact = self._size
 
 
-def _select(features: Tensor, k: int, weight: Tensor | None, first: int | Tensor | None) -> Tensor:
+def _select(features: Tensor, k: int, weight: Tensor | None, first: int | None) -> Tensor:
     rows = _rows(features)
     weights = _weights(weight, rows)
-    start = None if first is None else _row_index(first, len(rows))
     basis = _Basis(rows, k)
     free = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     order: list[int] = []
     while len(order) < k:
-        index = basis.winner(weights * free) if order or start is None else start
+        index = basis.winner(weights * free) if order or first is None else first
         if index is None:
             break
         basis.add(index)
@@ -228,13 +255,10 @@ def _select(features: Tensor, k: int, weight: Tensor | None, first: int | Tensor
     return _filled(order, free, weights, k)
 
 
-def _best(scores: Tensor) -> int | None:
+def _first_best(scores: Tensor, tie: float) -> int | None:
     """The lowest index among the best scores; None when nothing is left to explain."""
     best = scores.amax()
-    if not best > 0:
-        return None
-    tie = 1 - TIE_TOLERANCE * torch.finfo(scores.dtype).eps
-    return int((scores >= best * tie).byte().argmax())
+    return int((scores >= best * (1 - tie)).byte().argmax()) if best > 0 else None
 
 
 def _filled(order: list[int], free: Tensor, weights: Tensor, k: int) -> Tensor:
