@@ -53,7 +53,7 @@ def ask_all(
 
 
 def retrieval(sets: int, size: int = 100) -> tuple[int, int]:
-    """How often an image finds its own caption (all things named in full) among `size`, by CLIP: (right, tried)."""
+    """How often CLIP finds an image's own caption, all things named, among `size`: (right, tried)."""
     clip = CLIPModel.from_pretrained(mini.PATH / "clip", dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(mini.PATH / "clip")
     _, processor = mini.load()

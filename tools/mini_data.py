@@ -9,7 +9,6 @@ import numpy as np
 from foveate.mini.scenes import (
     CELL,
     COLOURS,
-    GRID,
     LETTERS,
     SHAPES,
     SIZES,

@@ -1,4 +1,4 @@
-"""Write mini as ordinary Hugging Face checkpoints: the LLaVA model with its processor, and the CLIP pair beside it."""
+"""Write mini as ordinary Hugging Face checkpoints: the LLaVA model with its processor, the CLIP pair beside it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import copy
 import shutil
 from pathlib import Path
 
-
-from mini_tower import MEAN, STD
 from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
@@ -20,11 +18,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mini_tower import MEAN, STD
+
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'system' -%}"
     "{%- if message['content'] is string -%}{{ message['content'] + ' ' }}"
-    "{%- else -%}{%- for item in message['content'] if item['type'] == 'text' -%}{{ item['text'] + ' ' }}{%- endfor -%}{%- endif -%}"
+    "{%- else -%}{%- for item in message['content'] if item['type'] == 'text' -%}"
+    "{{ item['text'] + ' ' }}{%- endfor -%}{%- endif -%}"
     "{%- else -%}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT:' }}"
     "{%- if message['content'] is string -%}"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from mini_data import GRID, IGNORE, PATCH, SIDE, SPAN, TARGETS
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from foveate.mini.phrases import caption, describe
-from foveate.mini.scenes import CELL, Scene
+from foveate.mini.phrases import Description, caption, describe
+from foveate.mini.scenes import CELL, GRID, Scene
+from mini_data import IGNORE, PATCH, SIDE, SPAN, TARGETS, class_of
+from mini_stage import Stage, Step
 
 MEAN, STD = 0.5, 0.25
 WIDTH = 128
@@ -85,11 +86,13 @@ class Pair(nn.Module):
 
     def embed_image(self, states: Tensor) -> Tensor:
         """Unit vectors in the shared space, of CLS or of patch states."""
-        return F.normalize(self.clip.visual_projection(self.clip.vision_model.post_layernorm(states)), dim=-1)
+        return functional.normalize(
+            self.clip.visual_projection(self.clip.vision_model.post_layernorm(states)), dim=-1
+        )
 
     def embed_text(self, ids: Tensor) -> Tensor:
         """Unit vectors [n, D] of padded token ids [n, L]."""
-        return F.normalize(self.clip.get_text_features(input_ids=ids).pooler_output, dim=-1)
+        return functional.normalize(self.clip.get_text_features(input_ids=ids).pooler_output, dim=-1)
 
 
 @dataclass
@@ -103,40 +106,57 @@ class Batch:
     phrases: Tensor
     wanted: Tensor  # [phrases, B, n]: the patches a phrase describes
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Rendered scenes: images [n, 192, 192, 3] uint8, labels [n, 24, 24, 5]."""
+
+    scenes: list[Scene]
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def make_step(
+    stage: Stage, pair: Pair, shelf: Shelf, tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> Step:
+    """The training step of a stage: its loss and the numbers to log."""
+
+    def step(at: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        batch = make_batch(shelf, tokenizer, rng, stage.batch, stage.cells).to(device)
+        parts = losses(pair, batch)
+        numbers = {name: part.item() for name, part in parts.items()}
+        if at in stage.logged:
+            numbers |= accuracy(pair, batch)
+        return parts["dense"] + 0.5 * parts["contrast"] + 0.3 * parts["phrase"], numbers
+
+    return step
+
 
 def make_batch(
-    scenes: list[Scene],
-    images: np.ndarray,
-    labels: np.ndarray,
-    tokenizer: PreTrainedTokenizerFast,
-    rng: random.Random,
-    size: int,
-    cells: int,
+    shelf: Shelf, tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int, cells: int
 ) -> Batch:
     """`size` random windows of `cells` x `cells` cells, light and contrast changed a little."""
-    pixels, places, targets, texts, phrases, owners = [], [], [], [], [], []
+    pixels, places, targets, texts, phrases = [], [], [], [], []
     grid = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
-    for item, index in enumerate(rng.sample(range(len(scenes)), size)):
+    for index in rng.sample(range(len(shelf.scenes)), size):
         row, col = rng.randint(0, GRID - cells), rng.randint(0, GRID - cells)
+        down, right = range(row, row + cells), range(col, col + cells)
         rows, cols = slice(row * SPAN, (row + cells) * SPAN), slice(col * SPAN, (col + cells) * SPAN)
-        pixels.append(images[index, row * CELL : (row + cells) * CELL, col * CELL : (col + cells) * CELL])
+        window = slice(row * CELL, (row + cells) * CELL), slice(col * CELL, (col + cells) * CELL)
+        pixels.append(shelf.images[index][window])
         places.append(grid[rows, cols].ravel())
-        targets.append(labels[index, rows, cols].reshape(-1, len(TARGETS)))
-        inside = tuple(
-            t for t in scenes[index].things if row <= t.row < row + cells and col <= t.col < col + cells
-        )
+        targets.append(shelf.labels[index, rows, cols].reshape(-1, len(TARGETS)))
+        inside = tuple(t for t in shelf.scenes[index].things if t.row in down and t.col in right)
         texts.append(caption(inside, rng))
         if inside:
             phrases.append(describe(rng.choice(inside), rng))
-            owners.append([(t.row - row, t.col - col, p) for p, t in enumerate(inside)])
-    light = torch.tensor([[rng.uniform(0.85, 1.15), rng.uniform(-0.2, 0.2)] for _ in range(size)])[
-        ..., None, None, None
-    ]
-    inputs = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
-    inputs = inputs * light[:, 0] + light[:, 1] + 0.06 * torch.randn(inputs.shape)
     target = torch.from_numpy(np.stack(targets)).long()
     return Batch(
-        inputs,
+        _relight(torch.from_numpy(np.stack(pixels)), rng),
         torch.from_numpy(np.stack(places)),
         target,
         tokenizer(texts, padding=True, return_tensors="pt")["input_ids"],
@@ -145,10 +165,17 @@ def make_batch(
     )
 
 
-def _described(target: Tensor, phrase: object) -> Tensor:
-    """[B, n] bool: patches whose labels fit the phrase."""
-    from mini_data import class_of
+def _relight(pixels: Tensor, rng: random.Random) -> Tensor:
+    """[B, 3, h, w] normalised pixels of [B, h, w, 3] bytes, with contrast, light and noise changed."""
+    size = len(pixels)
+    light = torch.tensor([[rng.uniform(0.85, 1.15), rng.uniform(-0.2, 0.2)] for _ in range(size)])
+    contrast, shift = light[:, 0, None, None, None], light[:, 1, None, None, None]
+    inputs = (pixels.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    return inputs * contrast + shift + 0.06 * torch.randn(inputs.shape)
 
+
+def _described(target: Tensor, phrase: Description) -> Tensor:
+    """[B, n] bool: patches whose labels fit the phrase."""
     fits = torch.ones(target.shape[:2], dtype=torch.bool)
     for channel, name in enumerate(("shape", "colour", "size", "letter")):
         value = getattr(phrase, name)
@@ -161,13 +188,13 @@ def losses(pair: Pair, batch: Batch) -> dict[str, Tensor]:
     """Dense labels, caption contrast and phrase-to-patch contrast."""
     patches, cls = pair.look(batch.pixels, batch.places)
     logits = pair.heads(pair.norm(patches)).split(list(TARGETS.values()), dim=-1)
-    dense = sum((_dense(logit, batch.labels[..., i]) for i, logit in enumerate(logits)), torch.zeros(()))
+    dense = torch.stack([_dense(logit, batch.labels[..., i]) for i, logit in enumerate(logits)]).sum()
     scale = pair.clip.logit_scale.clamp(max=4.6).exp()
     image, text = pair.embed_image(cls), pair.embed_text(batch.captions)
     scores = scale * image @ text.T
     same = (batch.captions[:, None] == batch.captions[None]).all(-1).float()
     goal = same / same.sum(1, keepdim=True)
-    contrast = (F.cross_entropy(scores, goal) + F.cross_entropy(scores.T, goal)) / 2
+    contrast = (functional.cross_entropy(scores, goal) + functional.cross_entropy(scores.T, goal)) / 2
     grounded = _phrase_loss(
         scale * pair.embed_text(batch.phrases) @ pair.embed_image(patches).flatten(0, 1).T, batch.wanted
     )
@@ -176,7 +203,7 @@ def losses(pair: Pair, batch: Batch) -> dict[str, Tensor]:
 
 def _dense(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy in which things and background weigh the same, however few patches things cover."""
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
+    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
     thing, ground = labels.flatten() > 0, labels.flatten() == 0
     return loss[thing].mean() + 0.5 * loss[ground].mean()
 
@@ -199,5 +226,6 @@ def accuracy(pair: Pair, batch: Batch) -> dict[str, float]:
         thing = batch.labels[..., i] > 0
         result[name] = (logit.argmax(-1) == batch.labels[..., i])[thing].float().mean().item()
     scores = pair.embed_image(cls) @ pair.embed_text(batch.captions).T
-    result["retrieval"] = (scores.argmax(1) == torch.arange(len(scores))).float().mean().item()
+    own = torch.arange(len(scores), device=scores.device)
+    result["retrieval"] = (scores.argmax(1) == own).float().mean().item()
     return result
