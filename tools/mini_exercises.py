@@ -32,13 +32,25 @@ MIXTURES: tuple[dict[str, float], ...] = (  # how often each exercise is drawn: 
         "relation": 1.3,
         "comparison": 1.3,
     },
+    {
+        "list": 0.05,
+        "cell": 0.2,
+        "next": 0.7,
+        "existence": 3,
+        "counting": 3,
+        "compositional": 2.5,
+        "comparison": 2,
+        "relation": 2,
+        "location": 1.5,
+        "attribute": 1.5,
+    },
 )
-REST = (0.1, 0.2, 1.0)  # the weight of exercises not named above
+REST = (0.1, 0.2, 1.0, 0.7)  # the weight of exercises not named above
 
 
 def mixture(progress: float) -> dict[str, float]:
-    """How often each exercise is drawn at `progress` 0 to 2 along MIXTURES."""
-    progress = max(0.0, min(1.9999, progress))
+    """How often each exercise is drawn at `progress` 0 to 3 along MIXTURES."""
+    progress = max(0.0, min(2.9999, progress))
     at, blend = int(progress), progress % 1
     return {
         kind: (1 - blend) * MIXTURES[at].get(kind, REST[at]) + blend * MIXTURES[at + 1].get(kind, REST[at + 1])
