@@ -78,7 +78,7 @@ class Pair(nn.Module):
         patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         positions = tower.embeddings.position_embedding
         first = (tower.embeddings.class_embedding + positions.weight[0]).expand(len(pixels), 1, -1)
-        states = tower.pre_layrnorm(torch.cat([first, patches + positions(places)], dim=1))
+        states = tower.pre_layrnorm(torch.cat([first, patches + positions(places + 1)], dim=1))  # 0 is CLS's
         for layer in tower.encoder.layers[:-1]:
             states = layer(states, None)
         last = tower.encoder.layers[-1](states, None)

@@ -44,7 +44,7 @@ LANGUAGE = (
     Stage("places", 100, 24, 2.5e-3, 300, extra=1, questions=14, muon=True, blend=(1.2, 1.2), focus=PLACES),
     Stage("relate", 80, 24, 2e-3, 300, extra=1, questions=14, muon=True, blend=(1.2, 1.2), focus=SIDES),
     Stage("count", 100, 24, 2e-3, 300, extra=1, questions=14, muon=True, blend=(1.2, 1.2), focus=COUNTS),
-    Stage("last", 200, 24, rate=1.5e-3, horizon=200, extra=1, questions=14, muon=True, blend=(3.0, 3.0)),
+    Stage("fine", 200, 12, rate=1.2e-3, horizon=240, extra=15, questions=24, muon=True, blend=(3.0, 3.0)),
 )
 CROWDED, PLAIN, DEV = 6000, 8000, 256  # scenes for the tower, for the language model, for watching
 
