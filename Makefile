@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.ready
-	$(BIN)/foveate ask examples/scene.png "What letter is on the red circle?" --compare --draw demo.png
+	$(BIN)/foveate ask examples/scene.png "What letter is on the yellow star?" --compare --draw demo.png
 
 test: $(VENV)/.ready
 	$(BIN)/pytest
@@ -30,7 +30,7 @@ check: $(VENV)/.ready
 eval: $(VENV)/.ready
 	mkdir -p build
 	$(BIN)/foveate eval --methods none,spare,resprune,rrqr,random,uniform --keep 192,128,64,32 \
-		--questions 800 --out build/eval.jsonl --markdown
+		--questions 400 --out build/eval.jsonl --markdown
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

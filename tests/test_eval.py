@@ -189,7 +189,7 @@ def test_markdown_from_the_command_names_the_machine_first():
     result = CliRunner().invoke(app, arguments)
     first = result.stdout.splitlines()[0]
     assert result.exit_code == 0
-    assert first.startswith("2 questions (test split, seed 0) on ")
+    assert first.startswith("2 questions on fresh scenes (seed 0) on ")
     assert "torch" in first
 
 

@@ -82,7 +82,7 @@ def test_training_questions_never_name_a_held_out_combination() -> None:
 
 @pytest.mark.parametrize("skill", SKILLS)
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**9), split=st.sampled_from(("train", "dev", "test")))
+@given(seed=st.integers(0, 10**9), split=st.sampled_from(("train", "fresh", "dev", "test")))
 def test_answers_are_true(skill: str, seed: int, split: str) -> None:
     """Every question is parsed again and answered from the scene by other code."""
     scene = random_scene(scene_rng(split, seed), split)  # type: ignore[arg-type]
@@ -130,8 +130,8 @@ def test_checkpoint_is_small() -> None:
     assert sum(path.stat().st_size for path in mini.PATH.rglob("*") if path.is_file()) <= 12e6
 
 
-def test_checkpoint_answers_held_out_questions() -> None:
-    """Fresh questions, all 576 tokens; the bars are those of the model card, less the width of its intervals."""
+def test_checkpoint_answers_questions_about_fresh_scenes() -> None:
+    """Fresh scenes, all 576 tokens."""
     model, processor = mini.load()
     items = exam(160, seed=20_000)
     right: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
@@ -146,7 +146,8 @@ def test_checkpoint_answers_held_out_questions() -> None:
         answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for (_, question), answer in zip(part, answers, strict=True):
             right[question.skill].append(correct(answer, question))
-    assert np.mean(right["attribute"] + right["existence"]) >= 0.85
+    assert np.mean(right["attribute"]) >= 0.85
+    assert np.mean(right["existence"]) >= 0.85
     assert np.mean([hit for hits in right.values() for hit in hits]) >= 0.60
 
 

@@ -123,6 +123,9 @@ def evaluate(
     keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = "192,128,64,32",
     questions: Annotated[int, typer.Option(help="How many, each about a scene of its own.")] = 200,
     seed: Annotated[int, typer.Option(help="Of scenes and questions.")] = 0,
+    split: Annotated[
+        str, typer.Option(help="fresh scenes; test ones hold combinations that training never showed.")
+    ] = "fresh",
     model: ModelOption = bench.MINI,
     out: Annotated[
         Path | None, typer.Option(help="Keep results in this JSONL file; arms found there are not run again.")
@@ -142,6 +145,7 @@ def evaluate(
         arms,
         questions=questions,
         seed=seed,
+        split=split,
         store=out,
         progress=lambda arm, answered: bar.update(task, description=arm.label, advance=answered),
     )
@@ -151,13 +155,13 @@ def evaluate(
     results = bench.as_results(shown, evaluations[0])
     hardware = bench.machine(vlm.device)
     if as_json:
-        context = {"model": model, "questions": questions, "seed": seed, "machine": hardware}
+        context = {"model": model, "questions": questions, "seed": seed, "split": split, "machine": hardware}
         print(json.dumps({**context, "versions": bench.versions(), "results": results}))
     elif markdown:
-        print(bench.as_markdown(results, bench.context(hardware, questions, seed)))
+        print(bench.as_markdown(results, bench.context(hardware, questions, seed, split)))
     else:
         _show(bench.results_table(results))
-        print(bench.context(hardware, questions, seed))
+        print(bench.context(hardware, questions, seed, split))
 
 
 @app.command("methods")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH = 16
+EXAMINED = ("fresh", "dev", "test")
 ANSWER_TOKENS = 4  # answers are one word
 
 Progress = Callable[[Arm, int], None]  # is told how many more questions an arm has answered
@@ -61,6 +62,7 @@ def evaluate(
     *,
     questions: int,
     seed: int,
+    split: str = "fresh",
     store: Path | None = None,
     progress: Progress = lambda arm, answered: None,
 ) -> Iterator[Evaluation]:
@@ -72,6 +74,7 @@ def evaluate(
         arms: what to compare.
         questions: how many, the skills in turn, each about a scene of its own.
         seed: of scenes and questions; 0 or more.
+        split: ``fresh`` scenes, or ``test`` scenes with combinations of attributes that training never showed.
         store: a file of one JSON object per line. Arms found in it are not run again, others are appended.
         progress: is told how many more questions an arm has answered.
 
@@ -83,10 +86,13 @@ def evaluate(
         raise InvalidOption(f"questions={questions}: allowed is 1 or more")
     if seed < 0:
         raise InvalidOption(f"seed={seed}: allowed is 0 or more")
+    if split not in EXAMINED:
+        raise InvalidOption(f"split={split!r}: allowed are {', '.join(EXAMINED)}")
     settings = {
         "model": fingerprint(model),
         "questions": questions,
         "seed": seed,
+        "split": split,
         "versions": versions(),
         "code": code(),
         "tagger": nouns_of("dog").tagger,
@@ -105,7 +111,7 @@ def _outcomes(
     store: Path | None,
     progress: Progress,
 ) -> Iterator[Evaluation]:
-    items = exam(settings["questions"], settings["seed"])
+    items = exam(settings["questions"], settings["seed"], settings["split"])
     for arm in arms:
         found = next((known for known in stored if _is_of(known, arm, settings)), None)
         if found:

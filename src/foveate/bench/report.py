@@ -50,10 +50,10 @@ def as_markdown(results: Sequence[dict[str, Any]], context: str) -> str:
     return "\n\n".join(parts)
 
 
-def context(hardware: str, questions: int, seed: int) -> str:
+def context(hardware: str, questions: int, seed: int, split: str) -> str:
     """One line: what was measured, and on what."""
     listed = ", ".join(f"{name} {number}" for name, number in versions().items())
-    return f"{questions} questions (test split, seed {seed}) on {hardware}; {listed}."
+    return f"{questions} questions on {split} scenes (seed {seed}) on {hardware}; {listed}."
 
 
 def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:

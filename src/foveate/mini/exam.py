@@ -8,12 +8,12 @@ from foveate.mini.questions import SKILLS, Question, ask
 from foveate.mini.scenes import Scene, Split, random_scene, scene_rng
 
 
-def exam(n: int, seed: int, split: Split = "test") -> list[tuple[Scene, Question]]:
+def exam(n: int, seed: int, split: Split = "fresh") -> list[tuple[Scene, Question]]:
     """`n` questions, each about a scene of its own, the skills in turn."""
     return [exam_item(index, seed, split) for index in range(n)]
 
 
-def exam_item(index: int, seed: int, split: Split = "test") -> tuple[Scene, Question]:
+def exam_item(index: int, seed: int, split: Split = "fresh") -> tuple[Scene, Question]:
     """Question `index`: scenes are drawn until one allows the question that the item's seed asks for."""
     skill = SKILLS[index % len(SKILLS)]
     rng = scene_rng(split, f"exam {seed} {index}")

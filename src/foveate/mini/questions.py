@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from foveate.mini.phrases import Description, name_uniquely, of
-from foveate.mini.scenes import COLOURS, GRID, LETTERS, SHAPES, SIZES, Scene, Thing
+from foveate.mini.scenes import COLOURS, FAMILIAR, GRID, LETTERS, SHAPES, SIZES, Scene, Thing
 
 _T = TypeVar("_T")
 MOST = 6  # the largest count asked for
@@ -224,7 +224,7 @@ def _all(scene: Scene, names: tuple[str, ...]) -> list[Description]:
     found = [Description()]
     for name in names:
         found = [Description(**{**vars(d), name: value}) for d in found for value in VALUES[name]]
-    return [d for d in found if scene.split != "train" or not d.held_out()]
+    return [d for d in found if scene.split not in FAMILIAR or not d.held_out()]
 
 
 def _absent(scene: Scene, rng: random.Random, names: tuple[str, ...]) -> Description | None:

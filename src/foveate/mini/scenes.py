@@ -10,7 +10,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Split = Literal["train", "dev", "test"]
+# `fresh` scenes are like the training's, from a random stream of their own; every `dev` and `test` scene besides
+# holds a combination of shape and colour, or of shape and letter, that training never showed.
+Split = Literal["train", "fresh", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "fresh", "dev", "test")
+FAMILIAR: tuple[Split, ...] = ("train", "fresh")
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 IMAGE_SIZE = 192
@@ -92,8 +96,8 @@ def held_out(thing: Thing) -> bool:
 
 def random_scene(rng: random.Random, split: Split, count: int | None = None) -> Scene:
     """A scene of `count` things (default: 3 to 9); most favour a colour or a shape, so that counts spread."""
-    if split not in ("train", "dev", "test"):
-        raise ValueError(f"split is 'train', 'dev' or 'test', not {split!r}")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: allowed are {', '.join(map(repr, SPLITS))}")
     count = rng.randint(3, 9) if count is None else count
     letters = rng.sample(LETTERS, len(LETTERS)) if rng.random() < 0.75 else rng.choices(LETTERS, k=len(LETTERS))
     colour = rng.choice(tuple(COLOURS)) if rng.random() < 0.5 else None
@@ -104,9 +108,9 @@ def random_scene(rng: random.Random, split: Split, count: int | None = None) -> 
             thing = _random_thing(
                 rng, row, col, rng.choice(letters) if count > 12 else letters[index], shape, colour
             )
-            if split == "train" and held_out(thing):
+            if split in FAMILIAR and held_out(thing):
                 continue
-            if split == "train" or index > 0 or held_out(thing):
+            if split in FAMILIAR or index > 0 or held_out(thing):
                 break
         things.append(thing)
     things.sort(key=lambda thing: (thing.row, thing.col))
@@ -188,7 +192,8 @@ def _pattern(ground: Background, noise: np.random.Generator, x: Array, y: Array,
         case _:
             coarse = noise.standard_normal((IMAGE_SIZE // 4, IMAGE_SIZE // 4), dtype=np.float32)
             pattern = np.kron(coarse, np.ones((4, 4), dtype=np.float32)) * np.float32(0.6)
-    return pattern.astype(np.float32)
+    textured: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = pattern.astype(np.float32)
+    return textured
 
 
 @cache
