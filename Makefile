@@ -26,7 +26,7 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_layers.py
 
-# The README's table.
+# The README's table: some minutes on two cores.
 eval: $(VENV)/.ready
 	mkdir -p build
 	$(BIN)/foveate eval --methods none,spare,resprune,rrqr,random,uniform --keep 192,128,64,32 \

@@ -1,4 +1,4 @@
-"""Measure mini on held-out questions, with all tokens and with a blank image, and write the numbers as a table.
+"""Measure mini on new questions, with all tokens and with a blank image, and write the numbers as a table.
 
 python tools/mini_card.py --questions 2000 --blank 800
 """
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration
 from foveate import mini
 from foveate.mini.exam import exam
 from foveate.mini.questions import SKILL_TABLE, SKILLS, Question, correct
-from foveate.mini.scenes import Scene, draw, random_scene, scene_rng
+from foveate.mini.scenes import SPLITS, Scene, draw, random_scene, scene_rng
 
 BATCH = 20
 BLANK = Image.new("RGB", (192, 192), (128, 128, 128))
@@ -73,11 +73,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--blank", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=SPLITS[1:], default="fresh")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     model, processor = mini.load()
-    seen = list(ask_all(model, processor, exam(options.questions, options.seed), blank=False))
-    blind = list(ask_all(model, processor, exam(options.blank, options.seed), blank=True))
+    seen = list(ask_all(model, processor, exam(options.questions, options.seed, options.split), blank=False))
+    blind = list(ask_all(model, processor, exam(options.blank, options.seed, options.split), blank=True))
     rows = {}
     for name in ("overall", *SKILLS):
         with_image = [hit for skill, hit in seen if name in (skill, "overall")]
