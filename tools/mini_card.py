@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
 from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration, LlavaProcessor
 
 from foveate import mini
+from foveate.bench.statistics import wilson
 from foveate.mini.exam import exam
 from foveate.mini.questions import SKILL_TABLE, SKILLS, Question, correct
 from foveate.mini.scenes import SPLITS, Scene, draw, random_scene, scene_rng
 
 BATCH = 20
 BLANK = Image.new("RGB", (192, 192), (128, 128, 128))
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share."""
-    z, p = 1.96, right / n
-    middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
 
 
 def ask_all(
@@ -83,7 +77,7 @@ def main() -> None:
     for name in ("overall", *SKILLS):
         with_image = [hit for skill, hit in seen if name in (skill, "overall")]
         without = [hit for skill, hit in blind if name in (skill, "overall")]
-        low, high = wilson(sum(with_image), len(with_image))
+        low, high = wilson(np.array(with_image, dtype=float))
         skills = [name] if name in SKILLS else SKILLS
         chance = sum(SKILL_TABLE[skill].chance for skill in skills) / len(skills)
         rows[name] = {"n": len(with_image), "right": sum(with_image), "low": low, "high": high, "chance": chance}

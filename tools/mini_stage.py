@@ -28,7 +28,6 @@ class Stage:
     rate: float
     horizon: int
     cells: int = 0  # tower: window side in cells
-    recolour: float = 0.0  # tower: share of batches with shuffled colour channels
     extra: int = 0  # language model: random patches per cell beside the first; 15 is all
     questions: int = 0  # language model: questions behind each image
     muon: bool = False

@@ -127,9 +127,6 @@ def make_step(
 
     def step(at: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         batch = make_batch(shelf, tokenizer, rng, stage.batch, stage.cells).to(device)
-        if rng.random() < stage.recolour:
-            loss = shape_loss(pair, batch, rng)
-            return loss, {"recoloured": loss.item()}
         parts = losses(pair, batch)
         numbers = {name: part.item() for name, part in parts.items()}
         if at in stage.logged:
@@ -202,15 +199,6 @@ def losses(pair: Pair, batch: Batch) -> dict[str, Tensor]:
         scale * pair.embed_text(batch.phrases) @ pair.embed_image(patches).flatten(0, 1).T, batch.wanted
     )
     return {"dense": dense, "contrast": contrast, "phrase": grounded}
-
-
-def shape_loss(pair: Pair, batch: Batch, rng: random.Random) -> Tensor:
-    """The dense loss without colour, on images whose colour channels are shuffled: no shape goes with a colour."""
-    order = rng.choice(((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)))
-    patches, _ = pair.look(batch.pixels[:, order], batch.places)
-    logits = pair.heads(pair.norm(patches)).split(list(TARGETS.values()), dim=-1)
-    kept = [_dense(logits[i], batch.labels[..., i]) for i, name in enumerate(TARGETS) if name != "colour"]
-    return torch.stack(kept).sum()
 
 
 def _dense(logits: Tensor, labels: Tensor) -> Tensor:

@@ -68,13 +68,14 @@ class Source:
         if self.tokenizer is None or not needs & TEXT:
             return encoded, None
         questions = questions_of(prompt, image_token_id(model), self.tokenizer, question)
-        images, taggers = list(encoded.images), set()
+        asked = set(encoded.rows) if Signal.QUESTION in needs else set()
+        nouns = {row: noun_embeddings(model, self.tokenizer, questions[row]) for row in asked}
+        images = list(encoded.images)
         for index, row in enumerate(encoded.rows):
-            if Signal.QUESTION in needs:
-                nouns, tagger = noun_embeddings(model, self.tokenizer, questions[row])
-                images[index] = replace(images[index], question=nouns)
-                taggers.add(tagger)
+            if row in nouns:
+                images[index] = replace(images[index], question=nouns[row][0])
             if self.clip is not None and encoded.patches is not None:
                 likeness = clip_relevance(self.clip, encoded.patches[index], questions[row])
                 images[index] = replace(images[index], clip_relevance=likeness.to(images[index].features.device))
+        taggers = {tagger for _, tagger in nouns.values()}
         return replace(encoded, images=images), ", ".join(sorted(taggers)) or None

@@ -79,7 +79,7 @@ def evaluate(
         progress: is told how many more questions an arm has answered.
 
     Raises:
-        InvalidOption: ``questions`` or ``seed``.
+        InvalidOption: ``questions``, ``seed`` or ``split``.
         InvalidInputs: the store cannot be read or written, or holds something else.
     """
     if questions < 1:
