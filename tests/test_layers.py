@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent / "src" / "foveate"
 
 # Each room, and the rooms of this package it may import from.
 BASE = {"errors", "tokens", "budget"}
-CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals", "shrink"}
+CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals"}
+CORE |= {"shrink", "check", "place", "pruned"}
 ALLOWED = {
     "errors": set(),
     "budget": {"errors"},
@@ -22,8 +23,11 @@ ALLOWED = {
     "encode": BASE | {"families"},
     "signals": BASE | {"families", "methods", "encode", "relevance"},
     "shrink": BASE | {"encode"},
+    "check": BASE | {"families", "methods", "encode", "shrink"},
+    "place": BASE | {"methods", "encode"},
+    "pruned": BASE | {"select", "methods", "shrink"},
     "prune": CORE,
-    "attach": BASE | {"methods", "prune"},
+    "attach": BASE | {"methods", "check", "prune", "pruned"},
     "mini": {"errors"},
     "draw": BASE,
     "bench": CORE | {"prune", "mini"},

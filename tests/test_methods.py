@@ -89,6 +89,24 @@ def test_a_missing_signal_raises(name):
         assert len(method.rank(bare, 4)) == 4
 
 
+@pytest.mark.parametrize("case", [None, *HARD_CASES])
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].nested])
+@given(
+    seed=st.integers(0, 9), d=st.sampled_from([3, 16, 64]), ks=st.tuples(st.integers(1, 48), st.integers(1, 48))
+)
+@settings(max_examples=25, deadline=None)
+def test_nested_rankings_are_prefixes_of_longer_ones(name, case, seed, d, ks):
+    image = HARD_CASES.get(case, lambda t: t)(tokens(seed=seed, d=d))
+    shorter, longer = (METHODS[name]().rank(image, k) for k in sorted(ks))
+    assert longer[: len(shorter)].tolist() == shorter.tolist()
+
+
+def test_a_method_promises_nested_rankings_where_it_has_them():
+    assert not UniformGrid.nested
+    assert UniformGrid().rank(tokens(), 20)[:9].tolist() != UniformGrid().rank(tokens(), 9).tolist()
+    assert {name for name in METHODS if METHODS[name].nested} >= {"spare", "resprune", "rrqr", "random", "norm"}
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
 @settings(max_examples=100)
 def test_the_uniform_grid_is_even(height, width, data):

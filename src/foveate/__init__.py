@@ -33,7 +33,8 @@ from foveate.methods import (
     ResPrune,
     UniformGrid,
 )
-from foveate.prune import Pruned, Report, prune
+from foveate.prune import prune
+from foveate.pruned import Pruned, Report
 from foveate.tokens import Signal, VisualTokens
 
 __version__ = "0.1.0"

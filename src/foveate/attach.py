@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
+from foveate.check import check_settings
 from foveate.errors import InvalidInputs
 from foveate.methods.base import Method
-from foveate.prune import Pruned, check_settings, prune_with_grad
+from foveate.prune import prune_with_grad
+from foveate.pruned import Pruned
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel

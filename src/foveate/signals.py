@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from foveate.encode import Encoded, image_token_id
 from foveate.errors import MissingSignal
@@ -27,8 +27,16 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A method settled for the signals to be had here, and what its text signals are computed with."""
+    """A method settled for the signals to be had here, and what its text signals are computed with.
 
+    Attributes:
+        asked: the method as the caller gave it.
+        method: the same with its ``auto`` options decided.
+        tokenizer: None where the method asks for no text, or none is to be had.
+        clip: likewise, where it asks for no CLIP relevance.
+    """
+
+    asked: Method
     method: Method
     tokenizer: "PreTrainedTokenizerBase | None"
     clip: "CLIPModel | None"
@@ -50,32 +58,44 @@ class Source:
             Signal.QUESTION: tokenizer is not None,
             Signal.CLIP_RELEVANCE: tokenizer is not None and pair is not None,
         }
-        method = method.settled(frozenset(signal for signal in Signal if has[signal]))
+        settled = method.settled(frozenset(signal for signal in Signal if has[signal]))
         for signal in Signal:
-            if signal in method.needs and not has[signal]:
+            if signal in settled.needs and not has[signal]:
                 raise MissingSignal(f"{type(method).__name__} needs {HINTS[signal]}")
-        return cls(method, tokenizer, pair)
+        return cls(method, settled, tokenizer, pair)
 
-    def add_text(
-        self,
-        model: "PreTrainedModel",
-        prompt: dict[str, Any],
-        encoded: Encoded,
-        question: str | Sequence[str] | None,
-    ) -> tuple[Encoded, str | None]:
-        """``encoded`` with the text signals the method needs, and the tagger used."""
-        needs = self.method.needs
-        if self.tokenizer is None or not needs & TEXT:
-            return encoded, None
-        questions = questions_of(prompt, image_token_id(model), self.tokenizer, question)
-        asked = set(encoded.rows) if Signal.QUESTION in needs else set()
-        nouns = {row: noun_embeddings(model, self.tokenizer, questions[row]) for row in asked}
-        images = list(encoded.images)
-        for index, row in enumerate(encoded.rows):
-            if row in nouns:
-                images[index] = replace(images[index], question=nouns[row][0])
-            if self.clip is not None and encoded.patches is not None:
-                likeness = clip_relevance(self.clip, encoded.patches[index], questions[row])
-                images[index] = replace(images[index], clip_relevance=likeness.to(images[index].features.device))
-        taggers = {tagger for _, tagger in nouns.values()}
-        return replace(encoded, images=images), ", ".join(sorted(taggers)) or None
+
+def add_text(
+    model: "PreTrainedModel",
+    prompt: dict[str, Any],
+    encoded: Encoded,
+    sources: Sequence[Source],
+    question: str | Sequence[str] | None,
+) -> tuple[Encoded, str | None]:
+    """``encoded`` with the text signals that any of the methods needs, and the tagger used for the nouns.
+
+    Args:
+        model: for its embeddings.
+        prompt: the processor's output.
+        encoded: one entry per image.
+        sources: of one model, processor and CLIP pair.
+        question: as `prune`'s.
+    """
+    asking = [source for source in sources if source.method.needs & TEXT and source.tokenizer is not None]
+    if not asking:
+        return encoded, None
+    tokenizer = cast("PreTrainedTokenizerBase", asking[0].tokenizer)
+    needs = frozenset(signal for source in asking for signal in source.method.needs)
+    clip = next((source.clip for source in asking if Signal.CLIP_RELEVANCE in source.method.needs), None)
+    questions = questions_of(prompt, image_token_id(model), tokenizer, question)
+    asked = set(encoded.rows) if Signal.QUESTION in needs else set()
+    nouns = {row: noun_embeddings(model, tokenizer, questions[row]) for row in asked}
+    images = list(encoded.images)
+    for index, row in enumerate(encoded.rows):
+        if row in nouns:
+            images[index] = replace(images[index], question=nouns[row][0])
+        if clip is not None and encoded.patches is not None:
+            likeness = clip_relevance(clip, encoded.patches[index], questions[row])
+            images[index] = replace(images[index], clip_relevance=likeness.to(images[index].features.device))
+    taggers = {tagger for _, tagger in nouns.values()}
+    return replace(encoded, images=images), ", ".join(sorted(taggers)) or None

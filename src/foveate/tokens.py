@@ -8,6 +8,7 @@ Shape letters, used everywhere:
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from torch import Tensor
 
@@ -61,6 +62,11 @@ class VisualTokens:
     def signals(self) -> frozenset[Signal]:
         """The signals that were collected."""
         return frozenset(signal for signal in Signal if getattr(self, signal.value) is not None)
+
+    def with_only(self, signals: frozenset[Signal]) -> "VisualTokens":
+        """The same image, its other optional signals left out."""
+        absent: dict[str, Any] = {signal.value: None for signal in self.signals - signals}
+        return replace(self, **absent)
 
     def unlocked(self) -> "VisualTokens":
         """The same image without its locked rows: what a method ranks."""

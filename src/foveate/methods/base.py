@@ -19,9 +19,12 @@ class Method(ABC):
 
     Attributes:
         source: where the method is from.
+        nested: whether the first k' tokens of a ranking for k are the ranking for k', so that one ranking
+            serves all smaller budgets. A promise: it is checked for the methods of the table.
     """
 
     source: ClassVar[str]
+    nested: ClassVar[bool] = False
 
     @property
     def needs(self) -> frozenset[Signal]:

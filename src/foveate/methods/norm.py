@@ -19,6 +19,7 @@ class NormTopK(Method):
     """
 
     source: ClassVar[str] = "control"
+    nested: ClassVar[bool] = True
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""

@@ -27,6 +27,7 @@ class Random(Method):
     """
 
     source: ClassVar[str] = "control"
+    nested: ClassVar[bool] = True
 
     seed: int = 0
 

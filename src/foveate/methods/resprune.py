@@ -39,6 +39,7 @@ class ResPrune(Method):
     """
 
     source: ClassVar[str] = "arXiv 2603.21105"
+    nested: ClassVar[bool] = True
 
     alpha: float | Literal["auto"] = "auto"
     pool: Literal["max", "mean", "pooled"] = "max"

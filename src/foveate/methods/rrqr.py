@@ -21,6 +21,7 @@ class RRQR(Method):
     """
 
     source: ClassVar[str] = "Businger & Golub 1965"
+    nested: ClassVar[bool] = True
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""

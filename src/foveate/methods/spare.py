@@ -37,6 +37,7 @@ class SPARE(Method):
     """
 
     source: ClassVar[str] = "arXiv 2606.18681"
+    nested: ClassVar[bool] = True
 
     beta: float = 1.0
     relevance: Literal["auto", "clip", "llm"] | None = "auto"

@@ -1,0 +1,81 @@
+"""Refuse, before any work, what cannot be pruned soundly."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from foveate.budget import Budget
+from foveate.encode import encoder_arguments, image_token_id
+from foveate.errors import InvalidInputs, InvalidOption
+from foveate.families import family_of
+from foveate.methods.base import Method
+from foveate.shrink import POSITIONS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_settings(model: "PreTrainedModel", method: Method, keep: int | float | Budget, positions: str) -> Budget:
+    """The budget.
+
+    Raises:
+        UnsupportedModel, InvalidBudget, InvalidOption: as `prune` says.
+    """
+    check_method(method)
+    if positions not in POSITIONS:
+        raise InvalidOption(f"positions={positions!r}: allowed are {', '.join(map(repr, POSITIONS))}")
+    family_of(model)
+    return Budget.of(keep)
+
+
+def check_method(method: Method) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        InvalidOption: a class, a name, anything else.
+    """
+    if not isinstance(method, Method):
+        raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
+
+
+def check_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
+    """Refuse what cannot be pruned soundly.
+
+    Raises:
+        InvalidInputs: as `prune` says.
+    """
+    if not isinstance(inputs, Mapping):
+        raise InvalidInputs(
+            f"inputs of type {type(inputs).__name__}: allowed is what the model's processor returned"
+        )
+    _check_leave_out(model, inputs)
+    for name in ("input_ids", "pixel_values"):
+        if not isinstance(inputs.get(name), Tensor):
+            raise InvalidInputs(
+                f"{name} is {type(inputs.get(name)).__name__}: allowed is a tensor, as the processor returns it "
+                "for an image with return_tensors='pt'"
+            )
+    mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
+    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
+        shapes = f"{tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
+        raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
+    if mask is not None:
+        hidden = int(((ids == image_token_id(model)) & ~mask.bool()).sum())
+        if hidden:
+            raise InvalidInputs(f"attention_mask hides {hidden} image placeholders: allowed is none, prune hides")
+
+
+def _check_leave_out(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
+    cache = inputs.get("past_key_values")
+    if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0):
+        raise InvalidInputs("pixel_values together with a filled past_key_values: pass images with an empty cache")
+    for name in ("position_ids", "inputs_embeds", "mm_encoder_outputs"):
+        if inputs.get(name) is not None:
+            raise InvalidInputs(f"{name} given together with images to prune: leave it out, prune sets it")
+    if isinstance(inputs.get("logits_to_keep"), Tensor):
+        raise InvalidInputs("logits_to_keep as indices: allowed is a count, columns move when tokens are dropped")
+    for name in encoder_arguments(model):  # such as vision_feature_layer: grids and signals follow the config
+        given, set_in_config = inputs.get(name), getattr(model.config, name, None)
+        if given is not None and set_in_config is not None and given != set_in_config:
+            raise InvalidInputs(f"{name}={given!r}: allowed is the config's {set_in_config!r}; set it there")

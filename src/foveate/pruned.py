@@ -1,0 +1,80 @@
+"""What pruning gives back: the keyword arguments for the model, and a report."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from foveate.methods.base import Method
+from foveate.select import residual_energy
+from foveate.shrink import Shrunk
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What pruning did.
+
+    Attributes:
+        tokens_before: visual tokens of each image.
+        tokens_after: visual tokens kept of each image.
+        prompt_before: attended prompt tokens of each row, visual tokens included.
+        prompt_after: the same, pruned.
+        seconds: wall-clock per stage: ``encode``, ``relevance``, ``select``, ``shrink``.
+        tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
+        method: the method with its ``auto`` options decided.
+    """
+
+    tokens_before: list[int]
+    tokens_after: list[int]
+    prompt_before: list[int]
+    prompt_after: list[int]
+    seconds: dict[str, float]
+    tagger: str | None
+    method: Method
+    _features: list[Tensor] = field(repr=False)
+    _orders: list[Tensor] = field(repr=False)
+
+    @cached_property
+    def residual_energy(self) -> list[float]:
+        """Of each image, the share of the features' energy that the kept tokens do not span.
+
+        Computed at the first access (as costly as the selection itself).
+        """
+        pairs = zip(self._features, self._orders, strict=True)
+        return [float(residual_energy(features, order)[-1]) for features, order in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned(Mapping[str, Any]):
+    """Keyword arguments for ``model.generate(**pruned)`` or ``model(**pruned)``.
+
+    Attributes:
+        kept: per image, ascending indices ``[k]`` of the tokens kept.
+        orders: per image, the same indices in order of selection, locked rows first (raster order where
+            all are kept).
+        grids: per image, ``(height, width)`` of its tokens, raster order, locked rows left out.
+        rows: the batch row of each image.
+        report: counts, seconds, energies.
+    """
+
+    kept: list[Tensor]
+    orders: list[Tensor]
+    grids: list[tuple[int, int]]
+    rows: list[int]
+    report: Report
+    _shrunk: Shrunk = field(repr=False)
+
+    def detached(self) -> "Pruned":
+        """The same without the graph that gradients would flow through."""
+        return replace(self, _shrunk=self._shrunk.detached())
+
+    def __getitem__(self, key: str) -> Any:
+        return self._shrunk[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shrunk)
+
+    def __len__(self) -> int:
+        return len(self._shrunk)
