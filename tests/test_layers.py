@@ -24,7 +24,7 @@ ALLOWED = {
     "signals": BASE | {"families", "methods", "encode", "relevance"},
     "shrink": BASE | {"encode"},
     "check": BASE | {"families", "methods", "encode", "shrink"},
-    "place": BASE | {"methods", "encode"},
+    "place": BASE | {"families", "methods", "encode"},
     "pruned": BASE | {"select", "methods", "shrink"},
     "prune": CORE,
     "attach": BASE | {"methods", "check", "prune", "pruned"},

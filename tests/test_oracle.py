@@ -104,7 +104,8 @@ def test_images_may_keep_different_numbers(tiny, counts):
     with torch.no_grad():
         encoded = encode(tiny, family_of(tiny), inputs, frozenset())
     kept = [torch.arange(0, n) for n in (*counts, 5)]
-    shrunk = shrink(tiny, inputs, encoded, kept, "original")
+    features = [tokens.features[indices] for tokens, indices in zip(encoded.images, kept, strict=True)]
+    shrunk = shrink(tiny, inputs, encoded, kept, features, "original")
     full, _ = masked(inputs, type("Choice", (), {"kept": kept}))
     expected = tiny.generate(**full, max_new_tokens=8, num_beams=3)[:, inputs["input_ids"].shape[1] :]
     ours = tiny.generate(**shrunk, max_new_tokens=8, num_beams=3)[:, shrunk["input_ids"].shape[1] :]

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from foveate.budget import Budget
 from foveate.encode import encoder_arguments, image_token_id
-from foveate.errors import InvalidInputs, InvalidOption
-from foveate.families import family_of
-from foveate.methods.base import Method
+from foveate.errors import InvalidInputs, InvalidOption, UnsupportedModel
+from foveate.families import FAMILIES, family_of
+from foveate.methods import Method, Resizing
 from foveate.shrink import POSITIONS
 
 if TYPE_CHECKING:
@@ -22,21 +22,28 @@ def check_settings(model: "PreTrainedModel", method: Method, keep: int | float |
     Raises:
         UnsupportedModel, InvalidBudget, InvalidOption: as `prune` says.
     """
-    check_method(method)
+    check_method(model, method)
     if positions not in POSITIONS:
         raise InvalidOption(f"positions={positions!r}: allowed are {', '.join(map(repr, POSITIONS))}")
-    family_of(model)
     return Budget.of(keep)
 
 
-def check_method(method: Method) -> None:
-    """Refuse what is no method.
+def check_method(model: "PreTrainedModel", method: Method) -> None:
+    """Refuse what is no method, and one that the model's vision tower cannot serve.
 
     Raises:
         InvalidOption: a class, a name, anything else.
+        UnsupportedModel: the model has no family, or one that cannot resize images.
     """
     if not isinstance(method, Method):
         raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
+    family = family_of(model)
+    if isinstance(method, Resizing) and not family.resizes:
+        able = ", ".join(known for known, other in FAMILIES.items() if other.resizes)
+        raise UnsupportedModel(
+            f"{type(method).__name__} on {family.name}: its vision tower takes images of one size; "
+            f"supported are {able}"
+        )
 
 
 def check_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:

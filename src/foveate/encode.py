@@ -46,7 +46,7 @@ def encode(
         InvalidFeatures: the encoder gave NaN or infinite values.
     """
     base: Any = model.base_model
-    arguments = {name: inputs[name] for name in encoder_arguments(model) if name in inputs}
+    arguments = _arguments(model, inputs)
     with ExitStack() as taps:
         layer = family.cls_layer(model) if Signal.CLS_ATTENTION in signals else None
         attention = taps.enter_context(_cls_tap(layer)) if layer is not None else None
@@ -54,13 +54,28 @@ def encode(
         if Signal.CLIP_RELEVANCE in signals:
             states = taps.enter_context(_input_tap(family.projector(model)))
         output = base.get_image_features(**arguments, return_dict=True)
-    features = [entry.reshape(-1, entry.shape[-1]) for entry in output.pooler_output]
-    _check_finite(features)
+    features = _finite_features(output)
     rows = _rows_of_images(inputs["input_ids"] == image_token_id(model), [len(f) for f in features])
     images = [_tokens(model, family, f) for f in features]
     if attention is not None:
         images = [_with_cls(tokens, a) for tokens, a in zip(images, _per_image(attention), strict=True)]
     return Encoded(images, rows, None if states is None else _per_image(states))
+
+
+def encode_resized(
+    model: "PreTrainedModel", family: Family, inputs: dict[str, Any], size: tuple[int, int]
+) -> list[Tensor]:
+    """Per image ``[N, D]``, locked rows included: features of the images resized to ``(height, width)`` tokens.
+
+    Layer, projector and what becomes of a CLS row are those of `encode`. Gradients flow where the caller
+    has them on.
+
+    Raises:
+        InvalidFeatures: the encoder gave NaN or infinite values.
+    """
+    base: Any = model.base_model
+    arguments = family.resized(model, _arguments(model, inputs), size)
+    return _finite_features(base.get_image_features(**arguments, return_dict=True))
 
 
 def encoder_arguments(model: "PreTrainedModel") -> list[str]:
@@ -73,6 +88,25 @@ def encoder_arguments(model: "PreTrainedModel") -> list[str]:
 def image_token_id(model: "PreTrainedModel") -> int:
     """The id of the image placeholder."""
     return int(model.config.image_token_id)
+
+
+def _arguments(model: "PreTrainedModel", inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: inputs[name] for name in encoder_arguments(model) if name in inputs}
+
+
+def _finite_features(output: Any) -> list[Tensor]:
+    """Per image ``[N, D]``.
+
+    Raises:
+        InvalidFeatures: they are not all finite.
+    """
+    features = [entry.reshape(-1, entry.shape[-1]) for entry in output.pooler_output]
+    for index, image in enumerate(features):
+        if not bool(torch.isfinite(image).all()):
+            raise InvalidFeatures(
+                f"image {index}: the vision encoder gave NaN or infinite values; allowed are finite numbers"
+            )
+    return features
 
 
 def _tokens(model: "PreTrainedModel", family: Family, features: Tensor) -> VisualTokens:
@@ -89,14 +123,6 @@ def _with_cls(tokens: VisualTokens, attention: Tensor) -> VisualTokens:
 
 def _per_image(captured: list[Tensor]) -> list[Tensor]:
     return [image for batch in captured for image in batch]
-
-
-def _check_finite(features: Sequence[Tensor]) -> None:
-    for index, image in enumerate(features):
-        if not bool(torch.isfinite(image).all()):
-            raise InvalidFeatures(
-                f"image {index}: the vision encoder gave NaN or infinite values; allowed are finite numbers"
-            )
 
 
 def _rows_of_images(placeholders: Tensor, sizes: Sequence[int]) -> list[int]:

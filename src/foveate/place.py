@@ -1,14 +1,16 @@
-"""Which tokens of each image stay."""
+"""Which tokens of each image stay, and what stands in their places."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.encode import Encoded, image_token_id
+from foveate.encode import Encoded, encode_resized, image_token_id
 from foveate.errors import InvalidBudget
-from foveate.methods.base import Method
+from foveate.families import Family
+from foveate.methods import Merging, Method, Resizing
 from foveate.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -48,6 +50,42 @@ def choose(
     return [
         _order(index, tokens, ranking, budget, index in at_the_end) for index, tokens in enumerate(encoded.images)
     ]
+
+
+def place(
+    model: "PreTrainedModel",
+    family: Family,
+    prompt: dict[str, Any],
+    encoded: Encoded,
+    method: Method,
+    orders: Sequence[Tensor],
+) -> list[Tensor]:
+    """Per image ``[k, D]``, what stands at the tokens chosen, in the same order.
+
+    Their own features; what a `Merging` method makes of all; or those of the smaller image that a
+    `Resizing` one asks for, all images of one size encoded together. Where all tokens are kept, or only
+    locked ones, they are their own. Gradients flow.
+
+    Raises:
+        InvalidFeatures: the encoder gave NaN or infinite values for a smaller image.
+    """
+    placed = [tokens.features[order] for tokens, order in zip(encoded.images, orders, strict=True)]
+    resized: dict[tuple[int, int], list[Tensor]] = {}
+    for index, (tokens, order) in enumerate(zip(encoded.images, orders, strict=True)):
+        locked = int(tokens.locked.sum())
+        k = len(order) - locked
+        if k == 0 or len(order) == len(tokens.features):
+            continue
+        if isinstance(method, Merging):
+            placed[index] = torch.cat([placed[index][:locked], method.merge(tokens.unlocked(), k)])
+        elif isinstance(method, Resizing):
+            size = method.size(tokens.grid, k)
+            if size not in resized:
+                resized[size] = encode_resized(model, family, prompt, size)
+            small = resized[size][index]
+            rows = family.locked(model, small)
+            placed[index] = torch.cat([small[rows], small[~rows]])
+    return placed
 
 
 def _order(index: int, tokens: VisualTokens, ranking: Ranking, budget: Budget, hold_last: bool) -> Tensor:

@@ -13,9 +13,9 @@ from foveate.budget import Budget
 from foveate.check import check_inputs, check_method, check_settings
 from foveate.encode import Encoded, encode
 from foveate.errors import InvalidOption
-from foveate.families import family_of
+from foveate.families import Family, family_of
 from foveate.methods.base import Method
-from foveate.place import Ranking, choose
+from foveate.place import Ranking, choose, place
 from foveate.pruned import Pruned, Report
 from foveate.shrink import shrink
 from foveate.signals import Source, add_text
@@ -56,7 +56,7 @@ def prune(
         ``report``.
 
     Raises:
-        UnsupportedModel: the model has no family.
+        UnsupportedModel: the model has no family, or one that cannot do what the method asks.
         InvalidBudget, InvalidOption: a bad ``keep`` or ``positions``.
         InvalidInputs: no pixels, marks and images that do not match or are masked, pixels with a filled
             cache, explicit positions, encoder options other than the config's.
@@ -105,6 +105,7 @@ class Prepared:
 
     seconds: dict[str, float]
     _model: "PreTrainedModel" = field(repr=False)
+    _family: Family = field(repr=False)
     _prompt: dict[str, Any] = field(repr=False)
     _encoded: Encoded = field(repr=False)
     _tagger: str | None = field(repr=False)
@@ -128,15 +129,18 @@ class Prepared:
         """
         budget = check_settings(self._model, method, keep, positions)
         number = self._number(method)
-        needs = self._sources[number].method.needs
+        settled = self._sources[number].method
+        needs = settled.needs
         images = [tokens.with_only(needs) for tokens in self._encoded.images]
         encoded = replace(self._encoded, images=images)
         seconds = dict(self.seconds)
         with _timed(seconds, "select", self._model):
             orders = choose(self._model, self._prompt, encoded, self._rankings[number], budget)
+            placed = place(self._model, self._family, self._prompt, encoded, settled, orders)
             kept = [order.sort().values for order in orders]
+            placed = [features[order.argsort()] for features, order in zip(placed, orders, strict=True)]
         with _timed(seconds, "shrink", self._model):
-            shrunk = shrink(self._model, self._prompt, encoded, kept, positions)
+            shrunk = shrink(self._model, self._prompt, encoded, kept, placed, positions)
         report = Report(
             tokens_before=[len(tokens.features) for tokens in images],
             tokens_after=[len(indices) for indices in kept],
@@ -144,9 +148,9 @@ class Prepared:
             prompt_after=shrunk["attention_mask"].sum(dim=1).tolist(),
             seconds=seconds,
             tagger=self._tagger if Signal.QUESTION in needs else None,
-            method=self._sources[number].method,
+            method=settled,
             _features=[tokens.features.detach() for tokens in images],
-            _orders=orders,
+            _placed=[features.detach() for features in placed],
         )
         return Pruned(kept, orders, [tokens.grid for tokens in images], encoded.rows, report, shrunk)
 
@@ -190,9 +194,9 @@ def prepare(
         MissingSignal: one of the methods needs a signal that is not to be had; raised before any work.
     """
     family = family_of(model)
-    check_inputs(model, inputs)
     for method in methods:
-        check_method(method)
+        check_method(model, method)
+    check_inputs(model, inputs)
     sources = [Source.find(model, method, processor, clip) for method in methods]
     needs = frozenset(signal for source in sources for signal in source.method.needs)
     seconds: dict[str, float] = {}
@@ -202,7 +206,7 @@ def prepare(
     with _timed(seconds, "relevance", model):
         encoded, tagger = add_text(model, prompt, encoded, sources, question)
     rankings = [Ranking(source.method) for source in sources]
-    return Prepared(seconds, model, prompt, encoded, tagger, sources, rankings)
+    return Prepared(seconds, model, family, prompt, encoded, tagger, sources, rankings)
 
 
 @contextmanager

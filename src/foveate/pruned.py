@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.methods.base import Method
-from foveate.select import residual_energy
+from foveate.select import energy_outside
 from foveate.shrink import Shrunk
 
 
@@ -21,7 +21,8 @@ class Report:
         tokens_after: visual tokens kept of each image.
         prompt_before: attended prompt tokens of each row, visual tokens included.
         prompt_after: the same, pruned.
-        seconds: wall-clock per stage: ``encode``, ``relevance``, ``select``, ``shrink``.
+        seconds: wall-clock per stage: ``encode``, ``relevance``, ``select`` (with merging, and with the
+            encoding of a smaller image), ``shrink``.
         tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
         method: the method with its ``auto`` options decided.
     """
@@ -34,16 +35,19 @@ class Report:
     tagger: str | None
     method: Method
     _features: list[Tensor] = field(repr=False)
-    _orders: list[Tensor] = field(repr=False)
+    _placed: list[Tensor] = field(repr=False)
 
     @cached_property
     def residual_energy(self) -> list[float]:
-        """Of each image, the share of the features' energy that the kept tokens do not span.
+        """Of each image, the share of its features' energy outside the span of the tokens handed on.
 
-        Computed at the first access (as costly as the selection itself).
+        ``||V - P V||^2 / ||V||^2``, with ``V`` all features of the full-size image and ``P`` the projector
+        on the span of what the language model is given: tokens kept, means of blocks, or the tokens of a
+        smaller image. The last two are no rows of ``V``. Computed at the first access (as costly as the
+        selection itself).
         """
-        pairs = zip(self._features, self._orders, strict=True)
-        return [float(residual_energy(features, order)[-1]) for features, order in pairs]
+        pairs = zip(self._features, self._placed, strict=True)
+        return [float(energy_outside(features, placed)) for features, placed in pairs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,8 @@ class Pruned(Mapping[str, Any]):
     """Keyword arguments for ``model.generate(**pruned)`` or ``model(**pruned)``.
 
     Attributes:
-        kept: per image, ascending indices ``[k]`` of the tokens kept.
+        kept: per image, ascending indices ``[k]`` of the tokens kept; of methods that merge or resize, the
+            places (position, column) that their tokens take.
         orders: per image, the same indices in order of selection, locked rows first (raster order where
             all are kept).
         grids: per image, ``(height, width)`` of its tokens, raster order, locked rows left out.

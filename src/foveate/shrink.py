@@ -50,6 +50,7 @@ def shrink(
     inputs: Mapping[str, Any],
     encoded: Encoded,
     kept: Sequence[Tensor],
+    features: Sequence[Tensor],
     positions: str,
 ) -> Shrunk:
     """Drop the placeholders that were not kept.
@@ -62,7 +63,8 @@ def shrink(
         model: for its token ids and the names its encoder consumes.
         inputs: the processor's output, ``[B, L]`` tensors and pixels.
         encoded: one entry per image.
-        kept: per image, ascending indices of the tokens kept.
+        kept: per image, ascending indices ``[k]`` of the tokens kept.
+        features: per image ``[k, D]``, what stands in their places.
         positions: ``original`` ids of the unpruned prompt, or ``compact`` ones without gaps.
     """
     input_ids: Tensor = inputs["input_ids"]
@@ -84,7 +86,7 @@ def shrink(
     if positions == "original":
         ids = _cut(ids, stays, 0, on_left, guard)
     tensors = {**rest, **cut, "attention_mask": mask, "position_ids": ids}
-    return Shrunk(tensors, _features_per_row(encoded, kept))
+    return Shrunk(tensors, _features_per_row(encoded, features))
 
 
 def _columns_that_stay(placeholders: Tensor, encoded: Encoded, kept: Sequence[Tensor]) -> Tensor:
@@ -123,11 +125,11 @@ def _pad_id(model: "PreTrainedModel") -> int:
     return 0  # masked: any id that is no placeholder serves
 
 
-def _features_per_row(encoded: Encoded, kept: Sequence[Tensor]) -> list[Tensor]:
-    """Kept features, one entry per batch row: generate() repeats whole entries for beams, in every family."""
+def _features_per_row(encoded: Encoded, features: Sequence[Tensor]) -> list[Tensor]:
+    """Features, one entry per batch row: generate() repeats whole entries for beams, in every family."""
     rows: dict[int, list[Tensor]] = {}
-    for tokens, indices, row in zip(encoded.images, kept, encoded.rows, strict=True):
-        rows.setdefault(row, []).append(tokens.features[indices])
+    for image, row in zip(features, encoded.rows, strict=True):
+        rows.setdefault(row, []).append(image)
     return [torch.cat(parts) for parts in rows.values()]
 
 

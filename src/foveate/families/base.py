@@ -1,7 +1,7 @@
 """What a model family must tell; all else is the same for every family."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -15,10 +15,12 @@ class Family(ABC):
     Attributes:
         name: for people.
         towers: the vision towers (their ``model_type``) this family is proven with.
+        resizes: whether they take images of any whole number of patches (`resized`).
     """
 
     name: str
     towers: tuple[str, ...]
+    resizes: bool = False
 
     @abstractmethod
     def grid(self, model: "PreTrainedModel", n: int) -> tuple[int, int]:
@@ -38,3 +40,9 @@ class Family(ABC):
     @abstractmethod
     def projector(self, model: "PreTrainedModel") -> nn.Module:
         """The module that takes the selected patch states ``[images, N, Dv]``."""
+
+    def resized(
+        self, model: "PreTrainedModel", arguments: dict[str, Any], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """``arguments`` of the image encoder for the same images, resized to ``(height, width)`` tokens."""
+        raise NotImplementedError(f"{self.name} does not resize")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from foveate.families.base import Family
 
@@ -16,6 +17,7 @@ class Llava(Family):
 
     name = "LLaVA-1.5"
     towers = ("clip_vision_model",)
+    resizes = True
 
     def grid(self, model: "PreTrainedModel", n: int) -> tuple[int, int]:
         """See `Family.grid`."""
@@ -43,6 +45,20 @@ class Llava(Family):
         """See `Family.projector`."""
         module: nn.Module = cast(Any, model.base_model).multi_modal_projector
         return module
+
+    def resized(
+        self, model: "PreTrainedModel", arguments: dict[str, Any], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """See `Family.resized`: bicubic, antialiased; the tower interpolates its position embeddings."""
+        patch = model.config.vision_config.patch_size
+        pixels = arguments["pixel_values"]
+        small = interpolate(
+            pixels.float(),  # half precision has no antialiased kernel on every device
+            size=(size[0] * patch, size[1] * patch),
+            mode="bicubic",
+            antialias=True,
+        )
+        return {**arguments, "pixel_values": small.to(pixels.dtype), "interpolate_pos_encoding": True}
 
     def _has_cls_row(self, model: "PreTrainedModel") -> bool:
         return bool(model.config.vision_feature_select_strategy == "full")

@@ -1,7 +1,10 @@
 """The methods: one paper per file, and the table by which all else finds them."""
 
 from foveate.methods.base import Method
+from foveate.methods.downsample import DownsampledImage
+from foveate.methods.merging import Merging, Resizing
 from foveate.methods.norm import NormTopK
+from foveate.methods.pool import AveragePool
 from foveate.methods.random import Random
 from foveate.methods.relevance_top_k import RelevanceTopK
 from foveate.methods.resprune import ResPrune
@@ -15,6 +18,8 @@ METHODS: dict[str, type[Method]] = {
     "rrqr": RRQR,
     "random": Random,
     "uniform": UniformGrid,
+    "pool": AveragePool,
+    "downsample": DownsampledImage,
     "norm": NormTopK,
     "relevance": RelevanceTopK,
 }
@@ -23,10 +28,14 @@ __all__ = [
     "METHODS",
     "RRQR",
     "SPARE",
+    "AveragePool",
+    "DownsampledImage",
+    "Merging",
     "Method",
     "NormTopK",
     "Random",
     "RelevanceTopK",
     "ResPrune",
+    "Resizing",
     "UniformGrid",
 ]
