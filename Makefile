@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check eval clean
+.PHONY: demo test check quality clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
@@ -26,11 +26,9 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_layers.py
 
-# The README's table: some minutes on two cores.
-eval: $(VENV)/.ready
-	mkdir -p build
-	$(BIN)/foveate eval --methods none,spare,resprune,rrqr,random,uniform --keep 192,128,64,32 \
-		--questions 400 --out build/eval.jsonl --markdown
+# docs/quality.md and its plots; what a stopped run has done is kept in build/quality.
+quality: $(VENV)/.ready
+	$(BIN)/foveate bench quality --suite all --out build/quality --docs docs
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -19,6 +19,7 @@ from foveate.methods.spec import parse_method, split_methods
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCENE, PHOTO = str(EXAMPLES / "scene.png"), str(EXAMPLES / "photo.jpg")
 QUESTION = "What letter is on the red circle?"
+QUALITY = ["bench", "quality"]
 COMMAND = [sys.executable, "-c", "from foveate.cli import main; main()"]
 
 
@@ -167,13 +168,20 @@ BAD = {
     "unknown flag": (["ask", SCENE, "?", "--speed"], "--speed"),
     "unknown flag before a command": (["--speed", "ask"], "--speed"),
     "unknown command": (["see"], "see"),
-    "no questions": (["eval", "--questions", "0"], "1 or more"),
-    "negative questions": (["eval", "--questions", "-5"], "1 or more"),
-    "questions text": (["eval", "--questions", "many"], "--questions"),
-    "negative seed": (["eval", "--seed", "-1"], "0 or more"),
-    "eval unknown method": (["eval", "--methods", "none,best"], "allowed are spare"),
-    "eval keep": (["eval", "--keep", "64,x"], "'x'"),
-    "results of another kind": (["eval", "--questions", "8", "--out", "other.jsonl"], "not a file of earlier"),
+    "no questions": ([*QUALITY, "--questions", "0"], "1 or more"),
+    "negative questions": ([*QUALITY, "--questions", "-5"], "1 or more"),
+    "questions text": ([*QUALITY, "--questions", "many"], "--questions"),
+    "quality unknown method": ([*QUALITY, "--methods", "none,best"], "allowed are spare"),
+    "quality keep": ([*QUALITY, "--keep", "64,x"], "'x'"),
+    "unknown split": ([*QUALITY, "--split", "train"], "allowed are test, dev, fresh"),
+    "unknown suite": ([*QUALITY, "--suite", "gamma"], "allowed are default, sign-space"),
+    "split with own data": ([*QUALITY, "--split", "dev", "--data", "mine.jsonl"], "one of the two"),
+    "no such data": ([*QUALITY, "--data", "nowhere.jsonl"], "no such file"),
+    "bad data": ([*QUALITY, "--data", "mine.jsonl"], "line 2: not JSON"),
+    "docs without folder": ([*QUALITY, "--docs", "no/such"], "no such folder"),
+    "results of another kind": ([*QUALITY, "--questions", "8", "--out", "other"], "not a file of earlier"),
+    "out is a file": ([*QUALITY, "--questions", "8", "--out", "mine.jsonl"], "cannot be read or written"),
+    "unknown command of bench": (["bench", "beauty"], "beauty"),
 }
 
 
@@ -181,7 +189,10 @@ BAD = {
 def bad_files(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.jsonl").write_text('{"a": 1}\n')
+    line = {"image": SCENE, "question": QUESTION, "answers": ["K"]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line) + "\n{oops\n")
     bad_model(tmp_path / "bert", '{"model_type": "bert"}')
     for name in ("hollow", "broken"):
         shutil.copytree(mini.PATH, tmp_path / name, ignore=shutil.ignore_patterns("clip"))
@@ -259,5 +270,7 @@ def test_images_of_any_mode_and_shape(mode, size, tmp_path):
 
 def test_without_a_command_it_prints_its_help():
     assert "Usage" in run().output
-    for command in ("ask", "eval", "methods", "models"):
+    for command in ("ask", "bench", "methods", "models"):
         assert command in run("--help").stdout
+    assert "Usage" in run("bench").output
+    assert "quality" in run("bench", "--help").stdout

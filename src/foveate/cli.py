@@ -1,6 +1,7 @@
 """The command ``foveate``: parsing and printing only."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+measure = typer.Typer(cls=_OneLine, help="Measure what a method costs and saves.", no_args_is_help=True)
+app.add_typer(measure, name="bench")
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ModelOption = Annotated[str, typer.Option(help="Checkpoint path or id; mini is the bundled one.")]
 
@@ -117,51 +121,71 @@ def ask(
         _print_answers(question, answers, target, hardware)
 
 
-@app.command("eval")
-def evaluate(
-    methods: Annotated[str, typer.Option(help="Such as none,spare,rrqr.")] = "none,spare,resprune",
-    keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = "192,128,64,32",
-    questions: Annotated[int, typer.Option(help="How many, each about a scene of its own.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of scenes and questions.")] = 0,
-    split: Annotated[
-        str, typer.Option(help="fresh scenes; test ones hold combinations that training never showed.")
-    ] = "fresh",
-    model: ModelOption = bench.MINI,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep results in this JSONL file; arms found there are not run again.")
+@measure.command("quality")
+def measure_quality(
+    context: typer.Context,
+    suite: Annotated[
+        str, typer.Option(help=f"{bench.quality.DEFAULT}, {', '.join(bench.quality.SUITES)}; several, or all.")
+    ] = bench.quality.DEFAULT,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="What the default suite compares, beside the controls.", show_default="all there are"),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = bench.quality.BUDGETS,
+    questions: Annotated[int, typer.Option(help="How many, each about a scene of its own.")] = 400,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of mini's scenes: test to report, dev to tune, or fresh.", show_default="test"),
+    ] = None,
+    model: ModelOption = bench.MINI,
+    clip: Annotated[str | None, typer.Option(help="CLIP pair of its vision tower: path or id.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Questions of your own: JSONL of image, question, answers, skill.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep results in this folder; a stopped run goes on from there.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write quality.md and its plots into this folder.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure accuracy per skill on freshly drawn scenes, for methods and budgets."""
-    asked = bench.parse_arms(methods, keep)
-    arms = list(dict.fromkeys([bench.all_tokens(), *asked]))  # all tokens are what others are relative to
-    vlm, processor = bench.load(model)
-    bar = _progress()
-    task = bar.add_task("", total=questions * len(arms))
-    outcomes = bench.evaluate(
-        vlm,
-        processor,
-        arms,
+    """Measure which methods answer how much with how few tokens, beside every control."""
+    benchmark = bench.quality.Benchmark.make(
+        suite=suite,
+        methods=methods,
+        keep=keep,
         questions=questions,
-        seed=seed,
         split=split,
-        store=out,
-        progress=lambda arm, answered: bar.update(task, description=arm.label, advance=answered),
+        data=data,
+        last_word=model == bench.MINI,
     )
+    if docs:
+        bench.quality.check_documents(docs)
+    vlm, processor = bench.load(model)
+    plan = benchmark.plan(vlm, processor, clip)
+    store = benchmark.store(vlm, out)
+    bar = _progress()
+    task = bar.add_task("", total=len(plan.arms) * len(benchmark.items))
     with bar:
-        evaluations = list(outcomes)
-    shown = [outcome for arm, outcome in zip(arms, evaluations, strict=True) if arm in asked]
-    results = bench.as_results(shown, evaluations[0])
-    hardware = bench.machine(vlm.device)
+        summary = benchmark.measure(
+            plan,
+            store,
+            vlm,
+            processor,
+            name=model,
+            clip=clip,
+            progress=lambda arm, answers: bar.update(task, description=arm, advance=answers),
+        )
+    if out:
+        bench.quality.write_summary(summary, out)
+    page = docs and bench.quality.write_documents(summary, docs, _command(context))
     if as_json:
-        context = {"model": model, "questions": questions, "seed": seed, "split": split, "machine": hardware}
-        print(json.dumps({**context, "versions": bench.versions(), "results": results}))
-    elif markdown:
-        print(bench.as_markdown(results, bench.context(hardware, questions, seed, split)))
-    else:
-        _show(bench.results_table(results))
-        print(bench.context(hardware, questions, seed, split))
+        print(json.dumps(summary))
+        return
+    for table in bench.quality_tables(summary):
+        _show(table)
+    print(bench.quality.context_line(summary))
+    if page:
+        print(f"written: {page}")
 
 
 @app.command("methods")
@@ -237,6 +261,17 @@ def _print_answers(question: str, answers: list[bench.Answer], target: Path | No
 def _show(table: Table) -> None:
     """Print a table in its own width, however narrow the terminal is: nothing is cut."""
     Console(width=Console(width=1000).measure(table).maximum).print(table)
+
+
+def _command(context: typer.Context) -> str:
+    """The command that runs, for the reader: what differs from the defaults, of absolute paths the last part."""
+    parts = context.command_path.split()
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if value not in (None, False, option.default):
+            shown = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
+            parts += [option.opts[0], *([] if value is True else [shown])]
+    return shlex.join(parts)
 
 
 def _progress() -> Progress:

@@ -56,6 +56,25 @@ def ask(
         yield _answer(model, processor, inputs, arm, max_new_tokens)
 
 
+def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """One entry per answer, in plain data."""
+    return [
+        {
+            "method": answer.arm.name,
+            "keep": answer.tokens[1] if answer.arm.keeps_all else answer.arm.budget.keep,
+            "answer": answer.text,
+            "visual_tokens": answer.tokens[0],
+            "visual_tokens_before": answer.tokens[1],
+            "prompt_tokens": answer.prompt,
+            "new_tokens": answer.new_tokens,
+            "decided": repr(answer.decided),
+            "tagger": answer.tagger,
+            "seconds": {stage: round(value, 6) for stage, value in answer.seconds.items()},
+        }
+        for answer in answers
+    ]
+
+
 @torch.inference_mode()
 def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max_new_tokens: int) -> Answer:
     pruned = prune(model, inputs, arm.method, keep=arm.budget, processor=processor)

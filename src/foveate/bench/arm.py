@@ -7,15 +7,17 @@ from foveate.methods import Method, UniformGrid
 from foveate.methods.spec import parse_method, split_methods
 
 ALL = "none"
+ORIGINAL = "original"  # position ids of the unpruned prompt
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A method as the user wrote it, and a budget; ``none`` keeps every token, on the same path."""
+    """A method as the user wrote it, a budget, and position ids; ``none`` keeps every token, on the same path."""
 
     name: str
     method: Method
     budget: Budget
+    positions: str = ORIGINAL
 
     @property
     def keeps_all(self) -> bool:
@@ -27,17 +29,32 @@ class Arm:
         """For people: ``SPARE`` for ``spare``, options as written."""
         _, _, options = self.name.partition(":")
         shown = "all tokens" if self.keeps_all else type(self.method).__name__
-        return f"{shown} ({options})" if options else shown
+        listed = [part for part in (options, self.positions) if part not in ("", ORIGINAL)]
+        return f"{shown} ({', '.join(listed)})" if listed else shown
 
     @property
     def label(self) -> str:
         """For people: method and budget."""
         return self.title if self.keeps_all else f"{self.title} {self.budget.keep}"
 
+    @property
+    def key(self) -> tuple[str, str, int | float]:
+        """The same for arms with the same outcome, however they are written."""
+        return (ALL, ORIGINAL, 1.0) if self.keeps_all else (repr(self.method), self.positions, self.budget.keep)
+
 
 def all_tokens() -> Arm:
     """The arm that keeps everything."""
     return Arm(ALL, UniformGrid(), Budget(1.0))
+
+
+def parse_budgets(keep: str) -> list[Budget]:
+    """The budgets in text such as ``192,64`` or ``0.11``, each once.
+
+    Raises:
+        InvalidBudget: one of them is none.
+    """
+    return list(dict.fromkeys(Budget.parse(part.strip()) for part in keep.split(",")))
 
 
 def parse_arms(methods: str, keep: str) -> list[Arm]:
@@ -50,7 +67,7 @@ def parse_arms(methods: str, keep: str) -> list[Arm]:
     Raises:
         InvalidOption, InvalidBudget: either has something else in it.
     """
-    budgets = [Budget.parse(part.strip()) for part in keep.split(",")]
+    budgets = parse_budgets(keep)
     arms: list[Arm] = []
     for spec in split_methods(methods):
         if spec == ALL:

@@ -4,8 +4,17 @@ import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PACKAGE = Path(__file__).parent.parent
+# Of the benchmark, the files that an answer depends on; the others only plan, count and print.
+DECIDING = ("arm.py", "checkpoint.py", "quality/energy.py", "quality/items.py", "quality/running.py")
+PRINTING = ("cli.py", "draw.py")
 
 
 def machine(device: torch.device) -> str:
@@ -21,10 +30,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def code() -> str:
-    """Twelve hexadecimal digits that change when a line of this package does."""
+def fingerprint(model: "PreTrainedModel") -> str:
+    """Twelve hexadecimal digits that change when a weight does."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def code() -> str:
+    """Twelve hexadecimal digits that change when a line does on which an answer depends."""
+    bench = PACKAGE / "bench"
+    files = {path for path in PACKAGE.rglob("*.py") if not path.is_relative_to(bench)}
+    files = (files | {bench / name for name in DECIDING}) - {PACKAGE / name for name in PRINTING}
+    digest = hashlib.sha256()
+    for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

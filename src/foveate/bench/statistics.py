@@ -1,13 +1,35 @@
-"""Intervals of 95 %: Wilson's for an accuracy, the paired bootstrap for a ratio of two."""
+"""Intervals of 95 %: Wilson's for one accuracy; the bootstrap over questions, paired, for all that is compared.
+
+A resample is a row of counts: how often each question was drawn. The same rows serve all arms, which is
+what makes a comparison paired.
+"""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 NORMAL_95 = 1.959963984540054
 RESAMPLES = 2000
+SEED = 0
+PERCENTILES = (2.5, 97.5)
 
 Flags = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Counts = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies above or below 0; 0 where it includes 0, and nothing may be claimed."""
+        return (self.low > 0) - (self.high < 0)
 
 
 def wilson(right: Flags) -> tuple[float, float]:
@@ -19,19 +41,81 @@ def wilson(right: Flags) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def relative(right: Flags, baseline: Flags) -> float | None:
-    """Mean of ``right`` over the mean of ``baseline``; None where the baseline has nothing right."""
-    return float(right.mean() / baseline.mean()) if baseline.any() else None
+def resamples(n: int, times: int = RESAMPLES) -> Counts:
+    """``[times, n]``: how often each of ``n`` questions is drawn, n draws each; always the same ones."""
+    draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=times)
+    return draws.astype(np.float64)
 
 
-def relative_interval(right: Flags, baseline: Flags) -> tuple[float, float] | None:
-    """Percentile interval of `relative`, the questions resampled in pairs; the same for the same data.
+def mean(values: Flags, counts: Counts) -> Estimate:
+    """The mean of ``values [n]`` (a paired difference is one, too), with its percentile interval."""
+    return _estimate(float(values.mean()), counts @ values / counts.sum(axis=1))
 
-    Resamples without a right answer of the baseline are left out; None where the baseline has none.
-    """
-    if not baseline.any():
+
+def ratio(above: Flags, below: Flags, counts: Counts) -> Estimate | None:
+    """Mean over mean; resamples where the lower one is 0 are left out. None where it always is."""
+    if not below.any():
         return None
-    picks = np.random.default_rng(0).integers(len(right), size=(RESAMPLES, len(right)))
-    above, below = right[picks].mean(axis=1), baseline[picks].mean(axis=1)
-    low, high = np.percentile(above[below > 0] / below[below > 0], (2.5, 97.5))
-    return float(low), float(high)
+    tops, bottoms = counts @ above, counts @ below
+    return _estimate(float(above.mean() / below.mean()), tops[bottoms > 0] / bottoms[bottoms > 0])
+
+
+def rank_correlation(x: Flags, y: Flags, counts: Counts) -> Estimate | None:
+    """Spearman's, of pairs ``[n]``, with ranks taken afresh in every resample; None where one is constant."""
+    return correlation(spearman(x, y), spearman(x, y, counts))
+
+
+def spearman(x: Flags, y: Flags, counts: Counts | None = None) -> Flags:
+    """Spearman's rank correlation of ``[n]`` pairs, pair i counted ``counts[:, i]`` times: ``[B]``, or ``[1]``.
+
+    NaN where one of the two is constant. Ties get their mean rank.
+    """
+    weights = np.ones((1, len(x))) if counts is None else counts
+    return quotient(*moments(ranks(x, weights), ranks(y, weights), weights))
+
+
+def ranks(values: Flags, counts: Counts) -> Flags:
+    """``[B, n]``: the mean rank of each value where value i is there ``counts[:, i]`` times."""
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sizes = np.add.reduceat(counts[:, order], starts, axis=1)
+    middle = sizes.cumsum(axis=1) - sizes / 2 + 0.5
+    placed: Flags = middle[:, group]
+    return placed
+
+
+def moments(x: Flags, y: Flags, counts: Counts) -> tuple[Flags, Flags, Flags]:
+    """Sums ``[B]`` of products about the means: of x and y, of x, of y. x and y are ``[B, n]`` or ``[n]``."""
+    total = counts.sum(axis=1, keepdims=True)
+    dx = x - (counts * x).sum(axis=1, keepdims=True) / total
+    dy = y - (counts * y).sum(axis=1, keepdims=True) / total
+    return (counts * dx * dy).sum(axis=1), (counts * dx * dx).sum(axis=1), (counts * dy * dy).sum(axis=1)
+
+
+def quotient(products: Flags, of_x: Flags, of_y: Flags) -> Flags:
+    """Correlations from sums of products; NaN where one of the two does not vary."""
+    size = np.sqrt(of_x * of_y)
+    varies = size > 1e-9 * np.maximum(1.0, np.maximum(of_x, of_y))
+    return np.where(varies, products / np.where(varies, size, 1.0), np.nan)
+
+
+def ranks_in_rows(values: Flags) -> Flags:
+    """The mean rank of each of ``values [B, m]`` in its row; for small m."""
+    above = (values[:, :, None] > values[:, None, :]).sum(axis=2)
+    level = (values[:, :, None] == values[:, None, :]).sum(axis=2)
+    placed: Flags = above + (level + 1) / 2
+    return placed
+
+
+def correlation(value: Flags, resampled: Flags) -> Estimate | None:
+    """The estimate from the sample's correlation ``[1]`` and those ``[B]`` of resamples; None without one."""
+    defined = resampled[~np.isnan(resampled)]
+    if np.isnan(value[0]) or not len(defined):
+        return None
+    return _estimate(float(value[0]), defined)
+
+
+def _estimate(value: float, resampled: Flags) -> Estimate:
+    low, high = np.percentile(resampled, PERCENTILES)
+    return Estimate(value, float(low), float(high))

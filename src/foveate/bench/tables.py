@@ -1,6 +1,6 @@
 """The same data as tables for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate.bench.answers import Answer
-from foveate.bench.report import percent
+from foveate.bench.quality.cells import percent
 from foveate.methods import METHODS
 
 
 def answers_table(answers: Sequence[Answer]) -> Table:
     """One row per arm: tokens, seconds of each stage, answer."""
-    table = _table("method", title=f"{answers[0].tokens[1]} visual tokens; what each method sends to the model")
+    title = f"{answers[0].tokens[1]} visual tokens; what each method sends to the model"
+    table = plain_table("method", title=title)
     for name in ("visual", "prompt", *answers[0].seconds):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("answer", overflow="fold", max_width=60)
@@ -25,20 +26,17 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     return table
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> Table:
-    """One row per arm, in per cent; intervals of single skills are in the JSON and Markdown forms."""
-    table = _table("method", title="accuracy in % (95 % interval)")
-    for name in ("tokens", "overall", "relative to all", *results[0]["skills"]):
-        table.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        table.add_row(
-            result["method"],
-            str(result["tokens"]),
-            percent(result["overall"], result["interval"]),
-            percent(result["relative"], result["relative_interval"]),
-            *(percent(share) for share in result["skills"].values()),
-        )
-    return table
+def quality_tables(data: dict[str, Any]) -> Iterator[Table]:
+    """One table per suite of a summary: accuracy in per cent, by budget; the rest is in its other forms."""
+    full = data["everything"]
+    for name, suite in data["suites"].items():
+        title = f"{name}: right answers in % (95 % interval); all {full['tokens']:.0f} tokens: {percent(full)}"
+        table = plain_table("method", title=title)
+        for keep in data["budgets"]:
+            table.add_column(str(keep), justify="right", no_wrap=True)
+        for label in dict.fromkeys(row["label"] for row in suite["rows"]):
+            table.add_row(label, *(percent(row) for row in suite["rows"] if row["label"] == label))
+        yield table
 
 
 def describe_methods() -> list[dict[str, Any]]:
@@ -61,7 +59,7 @@ def describe_methods() -> list[dict[str, Any]]:
 
 def methods_table(rows: Sequence[dict[str, Any]]) -> Table:
     """`describe_methods` for a terminal."""
-    table = _table("name", "class", "options", "needs", "uses if there", "source")
+    table = plain_table("name", "class", "options", "needs", "uses if there", "source")
     for row in rows:
         options = ", ".join(f"{option}={value}" for option, value in row["options"].items())
         table.add_row(
@@ -72,11 +70,12 @@ def methods_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def models_table(families: Sequence[dict[str, Any]]) -> Table:
     """The supported families for a terminal."""
-    table = _table("model type", "models", "vision towers")
+    table = plain_table("model type", "models", "vision towers")
     for family in families:
         table.add_row(family["model_type"], family["name"], ", ".join(family["towers"]))
     return table
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table without frames."""
     return Table(*columns, title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)

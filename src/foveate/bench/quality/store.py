@@ -1,0 +1,135 @@
+"""The results of a run, kept as JSON lines: the settings first, then one line per arm and batch of questions."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import InvalidInputs
+
+FILE = "results.jsonl"
+
+Key = tuple[str, str, int | float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one arm did with a batch of questions.
+
+    Attributes:
+        method: the method with all its options, or ``none``.
+        positions: its position ids.
+        keep: the budget as asked for.
+        tokens: the visual tokens that went to the language model, per question.
+        questions: their ids.
+        skills: what each tests.
+        right: whether each answer is right.
+        energy: per question, the share of the features' energy outside the span of the tokens handed on.
+        answers: what was answered.
+        seconds: wall-clock of selection and generation.
+    """
+
+    method: str
+    positions: str
+    keep: int | float
+    tokens: list[int]
+    questions: list[str]
+    skills: list[str]
+    right: list[bool]
+    energy: list[float]
+    answers: list[str]
+    seconds: float
+
+    @property
+    def key(self) -> Key:
+        """Of the arm, as `foveate.bench.Arm.key`."""
+        return self.method, self.positions, self.keep
+
+
+@dataclass
+class Store:
+    """Batches by arm and question; on disk too where it has a file.
+
+    Attributes:
+        settings: what the answers depend on besides the arm and the question.
+        path: a file, or None.
+        batches: all that is known.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    batches: list[Batch] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path | None, settings: dict[str, Any]) -> "Store":
+        """What the folder's file holds; folder and file are made if there are none.
+
+        A last line that an interrupt cut is dropped.
+
+        Raises:
+            InvalidInputs: it cannot be written, holds something else, or was made with other settings.
+        """
+        if folder is None:
+            return cls(settings)
+        path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = _whole_lines(path)
+            if not lines:
+                path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputs(f"results {str(path)!r}: cannot be read or written ({error})") from error
+        try:
+            known, *rest = [json.loads(line) for line in lines] or [settings]
+            batches = [Batch(**entry) for entry in rest]
+        except (ValueError, TypeError) as error:
+            raise InvalidInputs(f"results {str(path)!r}: not a file of earlier results") from error
+        _check_same(path, known, settings)
+        return cls(settings, path, batches)
+
+    def add(self, batch: Batch) -> None:
+        """Keep a batch, on disk at once.
+
+        Raises:
+            InvalidInputs: it cannot be written.
+        """
+        self.batches.append(batch)
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(batch)) + "\n")
+        except OSError as error:
+            raise InvalidInputs(f"results {str(self.path)!r}: cannot be written ({error.strerror})") from error
+
+    def done(self) -> dict[Key, set[str]]:
+        """The ids of the questions that each arm has answered."""
+        ids: dict[Key, set[str]] = {}
+        for batch in self.batches:
+            ids.setdefault(batch.key, set()).update(batch.questions)
+        return ids
+
+
+def _whole_lines(path: Path) -> list[str]:
+    with path.open("a+", encoding="utf-8", newline="\n") as file:
+        file.seek(0)
+        lines = file.readlines()
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+            file.truncate(sum(len(line.encode()) for line in lines))
+    return lines
+
+
+def _check_same(path: Path, known: Any, settings: dict[str, Any]) -> None:
+    if not isinstance(known, dict) or set(known) != set(settings):
+        raise InvalidInputs(f"results {str(path)!r}: not a file of earlier results")
+    for name, value in settings.items():
+        if known[name] != value:
+            raise InvalidInputs(
+                f"results {str(path)!r}: made with {name} {_short(known[name])}, not {_short(value)}; results of "
+                "both are not mixed: give another --out"
+            )
+
+
+def _short(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else repr(value)

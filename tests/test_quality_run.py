@@ -1,0 +1,177 @@
+"""The runner: what it records, resuming, and what it refuses."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from foveate import bench
+from foveate.bench.arm import Arm, parse_arms
+from foveate.bench.quality import running
+from foveate.bench.quality.benchmark import Benchmark
+from foveate.bench.quality.energy import energy_path
+from foveate.bench.quality.items import mini_items
+from foveate.bench.quality.running import ANSWER_TOKENS, run, settler
+from foveate.bench.quality.store import FILE, Batch, Store
+from foveate.errors import InvalidBudget, InvalidInputs
+from foveate.methods import SPARE
+from foveate.mini.exam import exam
+from foveate.mini.scenes import draw
+from foveate.prune import prune
+from foveate.select import residual_energy
+
+SETTINGS = {"split": "test"}
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    monkeypatch.setattr(running, "BATCH", 2)
+
+
+def arms_for(bundled, methods, keep):
+    return [settler(*bundled, None)(arm) for arm in parse_arms(methods, keep)]
+
+
+def answered(bundled, arms, n, folder=None, **more):
+    store = Store.open(folder, SETTINGS)
+    run(*bundled, arms, mini_items(n, "test"), store, **more)
+    return store
+
+
+def without_seconds(batches):
+    return [{**asdict(batch), "seconds": 0} for batch in batches]
+
+
+def test_each_question_is_answered_as_it_is_alone(bundled):
+    model, processor = bundled
+    (arm,) = arms_for(bundled, "spare", "48")
+    (first, second) = answered(bundled, [arm], 3).batches
+    assert (first.key, first.tokens, second.questions) == (arm.key, [48, 48], ["test-2"])
+    answers, energies = first.answers + second.answers, first.energy + second.energy
+    for (scene, question), answer, energy in zip(exam(3, 0, "test"), answers, energies, strict=True):
+        inputs = bench.requests(processor, [draw(scene)], [question.text])
+        pruned = prune(model, inputs, SPARE(), keep=48, processor=processor)
+        output = model.generate(**pruned, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        new = output[0, pruned["input_ids"].shape[1] :]
+        assert answer == processor.decode(new, skip_special_tokens=True).strip()
+        assert energy == pytest.approx(pruned.report.residual_energy[0], abs=1e-8)
+
+
+def test_records_say_what_was_right(bundled, monkeypatch):
+    found = mini_items(3, "test")
+    for number, item in enumerate(found):
+        object.__setattr__(item, "right", lambda answer, number=number: number == 1)
+    store = Store()
+    run(*bundled, arms_for(bundled, "none", "8"), found, store)
+    assert [batch.right for batch in store.batches] == [[False, True], [False]]
+    assert [skill for batch in store.batches for skill in batch.skills] == [item.skill for item in found]
+    assert store.batches[0].tokens == [576, 576]
+    assert store.batches[0].energy == [0, 0]
+
+
+@pytest.mark.parametrize("spec", ["pool", "downsample"])
+def test_tokens_that_are_no_rows_of_the_features_have_an_energy_too(bundled, spec):
+    (arm,) = arms_for(bundled, spec, "16")
+    (batch,) = answered(bundled, [arm], 1).batches
+    assert batch.tokens == [16]
+    assert 0 < batch.energy[0] < 1
+
+
+def test_the_file_grows_batch_by_batch_and_a_stopped_run_goes_on(bundled, tmp_path):
+    arms = arms_for(bundled, "none,rrqr,uniform", "16,8")
+    whole = answered(bundled, arms, 5).batches
+    order = [(batch.key, batch.questions) for batch in whole]
+    assert order[: len(arms)] == [(arm.key, ["test-0", "test-1"]) for arm in arms]
+
+    def stop(label, answers):
+        if len(store.batches) == 7:  # in the middle of the second batch of questions
+            raise KeyboardInterrupt
+
+    store = Store.open(tmp_path, SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        run(*bundled, arms, mini_items(5, "test"), store, progress=stop)
+    path = tmp_path / FILE
+    assert len(path.read_text().splitlines()) == 1 + 7
+    path.write_text(path.read_text() + '{"method": "RRQR()", "posi')  # as a power cut leaves it
+
+    told = []
+    again = answered(bundled, arms, 5, tmp_path, progress=lambda label, answers: told.append((label, answers)))
+    assert without_seconds(again.batches) == without_seconds(whole)
+    assert len(path.read_text().splitlines()) == 1 + len(whole)
+    assert told[:3] == [("stored", 10), ("stored", 4), (arms[2].label, 2)]
+    assert sum(answers for _, answers in told) == 5 * len(arms)
+
+
+def test_a_finished_run_runs_nothing(bundled, tmp_path, monkeypatch):
+    arms = arms_for(bundled, "rrqr", "8")
+    first = answered(bundled, arms, 2, tmp_path)
+    monkeypatch.setattr(running, "prepare", None)
+    assert answered(bundled, arms, 2, tmp_path).batches == first.batches
+
+
+def test_more_questions_are_added_to_those_that_are_there(bundled, tmp_path):
+    arms = arms_for(bundled, "rrqr", "8")
+    answered(bundled, arms, 2, tmp_path)
+    assert [batch.questions for batch in answered(bundled, arms, 3, tmp_path).batches] == [
+        ["test-0", "test-1"],
+        ["test-2"],
+    ]
+
+
+def test_splits_and_models_are_never_mixed(bundled, tmp_path):
+    answered(bundled, arms_for(bundled, "rrqr", "8"), 1, tmp_path)
+    with pytest.raises(InvalidInputs, match="made with split 'test', not 'dev'"):
+        Store.open(tmp_path, {"split": "dev"})
+    options = {"suite": "text-only", "methods": None, "keep": "8", "questions": 1}
+    test, dev = (Benchmark.make(**options, split=split) for split in ("test", "dev"))
+    folder = tmp_path / "real"
+    test.store(bundled[0], folder)
+    test.store(bundled[0], folder)
+    with pytest.raises(InvalidInputs, match="made with data 'test scenes of mini', not 'dev scenes of mini'"):
+        dev.store(bundled[0], folder)
+    assert json.loads((folder / FILE).read_text())["split"] == "test"
+
+
+@pytest.mark.parametrize("text", ["[1]\n", "oops\n", '{"split": "test"}\n{"a": 1}\n', '{"other": 1}\n'])
+def test_other_files_are_refused(tmp_path, text):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(InvalidInputs, match="not a file of earlier results"):
+        Store.open(tmp_path, SETTINGS)
+    assert (tmp_path / FILE).read_text() == text
+
+
+def test_another_number_of_tokens_is_an_error(bundled):
+    # 67 is prime: the down-sampled image has fewer tokens.
+    with pytest.raises(
+        InvalidBudget, match=r"\d+ visual tokens went to the language model, asked for were 67 of 576"
+    ):
+        answered(bundled, arms_for(bundled, "downsample", "67"), 1)
+
+
+def test_positions_reach_the_model(bundled):
+    (original,) = arms_for(bundled, "uniform", "16")
+    compact = Arm(original.name, original.method, original.budget, "compact")
+    assert compact.label == "UniformGrid (compact) 16"
+    one, other = answered(bundled, [original, compact], 1).batches
+    assert (one.positions, other.positions) == ("original", "compact")
+    assert one.energy == other.energy
+
+
+def test_later_answers_of_the_same_arm_do_not_hide_those_of_others():
+    store = Store()
+    for keep, ids in ((8, ["a", "b"]), (8, ["c"]), (16, ["a"])):
+        n = len(ids)
+        store.add(Batch("RRQR()", "original", keep, [8] * n, ids, ["s"] * n, [True] * n, [0.0] * n, [""] * n, 1.0))
+    assert store.done() == {("RRQR()", "original", 8): {"a", "b", "c"}, ("RRQR()", "original", 16): {"a"}}
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_the_fast_energy_is_the_exact_one(duplicates):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 24, generator=generator) * torch.rand(60, 1, generator=generator)
+    order = torch.randperm(60, generator=generator)[:40]
+    if duplicates:
+        features[order[3]] = features[order[1]] * 2
+        features[order[5]] = 0
+    assert energy_path(features, order) == pytest.approx(residual_energy(features, order).tolist(), abs=1e-8)
