@@ -121,6 +121,32 @@ def test_energy_that_follows_the_method_correlates_across_methods_and_within_que
     assert found.within_question[64].low > 0.3
     assert abs(found.per_question[("spare", 64)].value) < 0.2
     assert found.per_question_pooled[64].low < 0 < found.per_question_pooled[64].high
+    assert abs(found.beyond_method[64].value) < 0.15
+
+
+def test_beyond_the_method_is_the_correlation_of_doubly_centred_ranks():
+    made = measured(lambda arm, rng: rng.random(N), right_of=lambda arm, rng: rng.random(N) < 0.5)
+    suite, budget = made.plan.suites["default"], made.plan.budgets[0]
+    rows = [made.row(variant, budget) for variant in suite.variants]
+    x = np.apply_along_axis(stats.rankdata, 1, np.stack([row.kept for row in rows], axis=1))
+    y = np.stack([row.right for row in rows], axis=1)
+    x, y = ((v - v.mean(1, keepdims=True)) - (v - v.mean(1, keepdims=True)).mean(0) for v in (x, y))
+    found = correlate(made, suite, resamples(N)).beyond_method[budget.keep]
+    assert found.value == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+    assert found.low < found.value < found.high
+
+
+def test_an_image_that_a_method_spans_unusually_well_counts_beyond_the_method():
+    luck = {}
+
+    def energy_of(arm, rng):
+        return 1 - luck.setdefault(arm.key, rng.random(N))
+
+    def right_of(arm, rng):
+        return luck.setdefault(arm.key, rng.random(N)) > 0.5
+
+    made = measured(energy_of, right_of=right_of)
+    assert correlate(made, made.plan.suites["default"], resamples(N)).beyond_method[None].low > 0.4
 
 
 def test_energy_that_follows_the_question_alone_is_not_taken_for_a_methods_merit():
@@ -133,6 +159,7 @@ def test_energy_that_follows_the_question_alone_is_not_taken_for_a_methods_merit
     )
     assert found.per_question_pooled[None].low > 0.5
     assert abs(found.within_question[None].value) < 0.1
+    assert abs(found.beyond_method[None].value) < 0.1
 
 
 def test_energy_that_is_the_same_for_all_has_no_correlation():

@@ -13,6 +13,7 @@ NORMAL_95 = 1.959963984540054
 RESAMPLES = 2000
 SEED = 0
 PERCENTILES = (2.5, 97.5)
+VARIES = 1e-6  # sums of squares of ranks or answers under it are rounding
 
 Flags = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Counts = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -95,9 +96,8 @@ def moments(x: Flags, y: Flags, counts: Counts) -> tuple[Flags, Flags, Flags]:
 
 def quotient(products: Flags, of_x: Flags, of_y: Flags) -> Flags:
     """Correlations from sums of products; NaN where one of the two does not vary."""
-    size = np.sqrt(of_x * of_y)
-    varies = size > 1e-9 * np.maximum(1.0, np.maximum(of_x, of_y))
-    return np.where(varies, products / np.where(varies, size, 1.0), np.nan)
+    varies = (of_x > VARIES) & (of_y > VARIES)
+    return np.where(varies, products / np.sqrt(np.where(varies, of_x * of_y, 1.0)), np.nan)
 
 
 def ranks_in_rows(values: Flags) -> Flags:

@@ -1,9 +1,9 @@
-"""Does reconstruction error predict accuracy? Spearman's correlation of energy kept and right answers, four ways.
+"""Does reconstruction error predict accuracy? Spearman's correlation of energy kept and right answers, five ways.
 
-Positive means that arms, or questions, whose kept tokens span more of the image's energy are answered better.
+Positive means that arms, or questions, whose tokens span more of the image's energy are answered better.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ from foveate.bench.statistics import (
     ranks_in_rows,
 )
 
+Keep = int | float | None  # a budget; None stands for all of them
+Sums = tuple[Flags, Flags, Flags]  # of products about the means: of both sides, of the first, of the second
+
 
 @dataclass(frozen=True)
 class Correlations:
@@ -31,19 +34,21 @@ class Correlations:
         over_budgets: by method: mean energy and accuracy, over its budgets.
         across_methods: by budget: mean energy and accuracy, over methods.
         per_question: by method and budget: over questions, within the arm.
-        per_question_pooled: the same over all arms, with each arm's own level removed; by budget, and over all
-            of them (None as the key).
-        within_question: over methods, within one question and budget, so that neither the question's difficulty
-            nor the budget counts; by budget, and over all (None).
+        per_question_pooled: by budget: the same over all arms, with each arm's own level removed.
+        within_question: by budget: over methods, within one question, so that neither the question's
+            difficulty nor the budget counts.
+        beyond_method: by budget: the same with each method's own level removed too, so that only what differs
+            from image to image counts.
         points: by method and budget: mean energy kept and accuracy.
     """
 
     over_budgets: dict[str, Estimate | None]
-    across_methods: dict[int | float, Estimate | None]
-    per_question: dict[tuple[str, int | float], Estimate | None]
-    per_question_pooled: dict[int | float | None, Estimate | None]
-    within_question: dict[int | float | None, Estimate | None]
-    points: dict[tuple[str, int | float], tuple[float, float]]
+    across_methods: dict[Keep, Estimate | None]
+    per_question: dict[tuple[str, Keep], Estimate | None]
+    per_question_pooled: dict[Keep, Estimate | None]
+    within_question: dict[Keep, Estimate | None]
+    beyond_method: dict[Keep, Estimate | None]
+    points: dict[tuple[str, Keep], tuple[float, float]]
 
 
 def correlate(measured: Measured, suite: Suite, counts: Counts) -> Correlations:
@@ -52,66 +57,72 @@ def correlate(measured: Measured, suite: Suite, counts: Counts) -> Correlations:
     labels = [variant.label for variant in suite.variants]
     keeps = [budget.keep for budget in measured.plan.budgets]
     at = {keep: [rows[label, keep] for label in labels] for keep in keeps}
-    of = {label: [rows[label, keep] for keep in keeps] for label in labels}
-    cells = {keep: _cells(at[keep]) for keep in keeps}
-    sums = {keep: _sums(at[keep], counts) for keep in keeps}
-    once = np.ones((1, counts.shape[1]))
-    sums_once = {keep: _sums(at[keep], once) for keep in keeps}
-    scopes: list[int | float | None] = [*keeps, None]
+    draws = np.concatenate([np.ones((1, counts.shape[1])), counts])  # the sample itself, then the resamples
     return Correlations(
-        over_budgets={label: _of_means(of[label], counts) for label in labels},
-        across_methods={keep: _of_means(at[keep], counts) for keep in keeps},
+        over_budgets={label: _of_means([rows[label, keep] for keep in keeps], draws) for label in labels},
+        across_methods={keep: _of_means(at[keep], draws) for keep in keeps},
         per_question={key: rank_correlation(row.kept, row.right, counts) for key, row in rows.items()},
-        per_question_pooled={
-            scope: correlation(
-                quotient(*_total([sums_once[k] for k in keeps if scope in (None, k)])),
-                quotient(*_total([sums[k] for k in keeps if scope in (None, k)])),
-            )
-            for scope in scopes
-        },
-        within_question={
-            scope: correlation(
-                quotient(*(part.sum(axis=0, keepdims=True) for part in _joined(cells, scope))),
-                quotient(*(counts @ part for part in _joined(cells, scope))),
-            )
-            for scope in scopes
-        },
+        per_question_pooled=_by_budget(at, draws, _within_arms),
+        within_question=_by_budget(at, draws, _within_questions),
+        beyond_method=_by_budget(at, draws, _beyond_methods),
         points={key: (float(row.kept.mean()), float(row.right.mean())) for key, row in rows.items()},
     )
 
 
-def _of_means(rows: Sequence[Row], counts: Counts) -> Estimate | None:
+def _of_means(rows: Sequence[Row], draws: Counts) -> Estimate | None:
     """Over rows: mean energy and accuracy, both taken afresh in every resample."""
-    if len(rows) < 3:
-        return None
-    once = np.ones((1, counts.shape[1]))
-
-    def correlations(weights: Counts) -> Flags:
-        kept, right = (
-            ranks_in_rows(np.stack([weights @ values for values in side], axis=1).round(9))
-            for side in ([row.kept for row in rows], [row.right for row in rows])
-        )
-        return quotient(*moments(kept, right, np.ones_like(kept)))
-
-    return correlation(correlations(once), correlations(counts))
+    kept, right = (
+        ranks_in_rows(np.stack([draws @ values for values in side], axis=1).round(9))
+        for side in ([row.kept for row in rows], [row.right for row in rows])
+    )
+    return _estimate(moments(kept, right, np.ones_like(kept)))
 
 
-def _sums(rows: Sequence[Row], counts: Counts) -> tuple[Flags, Flags, Flags]:
-    """Over questions, within each row, then added up: ranks about the row's own means."""
-    return _total([moments(ranks(row.kept, counts), ranks(row.right, counts), counts) for row in rows])
+def _by_budget(
+    at: dict[int | float, list[Row]], draws: Counts, summed: Callable[[Sequence[Row], Counts], Sums]
+) -> dict[Keep, Estimate | None]:
+    """At each budget, and over all of them together."""
+    sums = {keep: summed(rows, draws) for keep, rows in at.items()}
+    single: dict[Keep, Estimate | None] = {keep: _estimate(found) for keep, found in sums.items()}
+    return {**single, None: _estimate(_total(list(sums.values())))}
 
 
-def _total(parts: Sequence[tuple[Flags, Flags, Flags]]) -> tuple[Flags, Flags, Flags]:
+def _within_arms(rows: Sequence[Row], draws: Counts) -> Sums:
+    """Over questions: ranks about each row's own means, added up over rows."""
+    return _total([moments(ranks(row.kept, draws), ranks(row.right, draws), draws) for row in rows])
+
+
+def _within_questions(rows: Sequence[Row], draws: Counts) -> Sums:
+    """Over rows: ranks of the energies and right answers about each question's own means, over questions."""
+    x, y = _about_questions(rows)
+    first, second, third = (draws @ (a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y)))
+    return first, second, third
+
+
+def _beyond_methods(rows: Sequence[Row], draws: Counts) -> Sums:
+    """The same about each question's and each row's own means."""
+    x, y = _about_questions(rows)
+    n = draws.sum(axis=1)
+    levels = {id(side): draws @ side for side in (x, y)}  # [B, rows]: sums over questions
+    first, second, third = (
+        draws @ (a * b).sum(axis=1) - (levels[id(a)] * levels[id(b)]).sum(axis=1) / n
+        for a, b in ((x, y), (x, x), (y, y))
+    )
+    return first, second, third
+
+
+def _about_questions(rows: Sequence[Row]) -> tuple[Flags, Flags]:
+    """``[n, rows]`` each: ranks of the energies, and right answers, about the question's own mean."""
+    x = ranks_in_rows(np.stack([row.kept for row in rows], axis=1))
+    y = np.stack([row.right for row in rows], axis=1)
+    return x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+
+
+def _total(parts: Sequence[Sums]) -> Sums:
     first, second, third = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
     return first, second, third
 
 
-def _cells(rows: Sequence[Row]) -> tuple[Flags, Flags, Flags]:
-    """Per question ``[n]``: sums over methods of energy ranks and right answers about the question's means."""
-    x = ranks_in_rows(np.stack([row.kept for row in rows], axis=1))
-    y = np.stack([row.right for row in rows], axis=1)
-    return moments(x, y, np.ones_like(x))
-
-
-def _joined(cells: dict[int | float, tuple[Flags, Flags, Flags]], scope: int | float | None) -> Iterator[Flags]:
-    yield from _total([cell for keep, cell in cells.items() if scope in (None, keep)])
+def _estimate(sums: Sums) -> Estimate | None:
+    found = quotient(*sums)
+    return correlation(found[:1], found[1:])

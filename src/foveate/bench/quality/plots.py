@@ -123,12 +123,13 @@ def _forest(axes: Any, data: Plain) -> None:
         "across methods": ("across_methods", COLOURS[1], "s"),
         "over questions, pooled": ("per_question_pooled", COLOURS[3], "D"),
         "within a question": ("within_question", COLOURS[0], "o"),
+        "beyond the method": ("beyond_method", COLOURS[2], "^"),
     }
     keeps = [*data["budgets"], None]
     for shift, (title, (name, colour, marker)) in enumerate(kinds.items()):
         found = {entry["keep"]: entry["rho"] for entry in data["energy"][name]}
         defined = [(place, found[keep]) for place, keep in enumerate(keeps) if found.get(keep)]
-        places = [place + (shift - 1) * 0.24 for place, _ in defined]
+        places = [place + (shift - 1.5) * 0.2 for place, _ in defined]
         values = [entry["value"] for _, entry in defined]
         bars = [[abs(entry["value"] - entry["interval"][side]) for _, entry in defined] for side in (0, 1)]
         axes.errorbar(
@@ -139,7 +140,7 @@ def _forest(axes: Any, data: Plain) -> None:
     axes.set_xlabel("rank correlation of energy kept and right answers")
     axes.set_title("with 95 % intervals; empty where undefined", loc="left", fontsize=SIZE + 1)
     axes.set_ylim(len(keeps) - 0.5, -0.5)
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", frameon=False, ncols=3)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", frameon=False, ncols=2)
 
 
 def _lines(data: Plain) -> list[tuple[str, dict[Any, Plain], Plain]]:

@@ -44,6 +44,7 @@ def energy(data: Plain, plots: dict[str, str]) -> str:
     found = data["energy"]
     labels = [entry["label"] for entry in found["over_budgets"]]
     within = {entry["keep"]: entry["rho"] for entry in found["within_question"]}
+    beyond = {entry["keep"]: entry["rho"] for entry in found["beyond_method"]}
     pooled = {entry["keep"]: entry["rho"] for entry in found["per_question_pooled"]}
     across = {entry["keep"]: entry["rho"] for entry in found["across_methods"]}
     single = {(entry["label"], entry["keep"]): entry["rho"] for entry in found["per_question"]}
@@ -54,7 +55,7 @@ def energy(data: Plain, plots: dict[str, str]) -> str:
             "## Does reconstruction error predict accuracy?",
             f"![Accuracy over the energy that kept tokens leave unexplained]({plots['energy']})",
             "Spearman's rank correlation between the share of the features' energy that the tokens sent span, "
-            "and right answers. Positive is what the methods assume. Four readings, from the loosest to the "
+            "and right answers. Positive is what the methods assume. Five readings, from the loosest to the "
             "strictest.",
             "**Within a method, over budgets** (mean energy and accuracy). More tokens span more, whichever they "
             "are, so this says little about which to keep.",
@@ -73,10 +74,23 @@ def energy(data: Plain, plots: dict[str, str]) -> str:
             ),
             "**Across methods, within one question and budget**: of the methods that saw the same image with the "
             "same number of tokens, do those that span more of it answer it more often? Neither the image's "
-            "difficulty nor the budget can bring this about.",
-            table(header, [["within a question", *(rho(within[keep]) for keep in scopes)]]),
-            _answer("Across methods", across, data["budgets"]),
-            _answer("Within one question", within, data["budgets"]),
+            "difficulty nor the budget can bring this about; a method that spans more and is better for another "
+            "reason can. The second row therefore removes each method's own level too: does a method answer "
+            "those images better of which it spans more than it usually does, as against the others?",
+            table(
+                header,
+                [
+                    ["within a question", *(rho(within[keep]) for keep in scopes)],
+                    ["beyond the method", *(rho(beyond[keep]) for keep in scopes)],
+                ],
+            ),
+            "\n".join(
+                [
+                    f"- {answer('Across methods the correlation is', across, data['budgets'])}",
+                    f"- {answer('Within one question it is', within, data['budgets'])}",
+                    f"- {answer('Beyond the method it is', beyond, data['budgets'])}",
+                ]
+            ),
         ]
     )
 
@@ -103,7 +117,8 @@ def in_short(data: Plain) -> str:
             lines.append(f"Sign of the relevance: `{one}` against `{other}` is {standing(found)}.")
     if "energy" in data:
         within = {entry["keep"]: entry["rho"] for entry in data["energy"]["within_question"]}
-        lines.append(_answer("Reconstruction and right answers: within one question", within, data["budgets"]))
+        what = "Energy kept and right answers, across methods within one question: the correlation is"
+        lines.append(answer(what, within, data["budgets"]))
     return "## In short\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
@@ -140,12 +155,13 @@ def standing(entries: Sequence[Plain]) -> str:
     return "; ".join(f"{words[sign]} at {listed(found)}" for sign, found in keeps.items() if found)
 
 
-def _answer(what: str, found: dict[Any, Plain | None], budgets: Sequence[int | float]) -> str:
+def answer(what: str, found: dict[Any, Plain | None], budgets: Sequence[int | float]) -> str:
+    """A sentence: at which budgets a correlation is positive, negative, or neither for certain."""
     names = {1: "positive", -1: "negative", 0: "not told apart from none", None: "undefined"}
     groups: dict[str, list[str]] = {name: [] for name in names.values()}
     for keep in budgets:
         entry = found[keep]
         groups[names[None if entry is None else entry["sign"]]].append(str(keep))
     told = [f"{name} at {listed(keeps)} tokens" for name, keeps in groups.items() if keeps]
-    note = " (Undefined: all methods span everything, or all answer alike.)" if groups["undefined"] else ""
-    return f"{what} the correlation is {'; '.join(told)}.{note}"
+    note = " (undefined: all methods span everything, or all answer alike)" if groups["undefined"] else ""
+    return f"{what} {'; '.join(told)}{note}."

@@ -154,6 +154,7 @@ def _energy(measured: Measured, suite: Suite, counts: Counts) -> Plain:
             {"keep": keep, "rho": _maybe(rho)} for keep, rho in found.per_question_pooled.items()
         ],
         "within_question": [{"keep": keep, "rho": _maybe(rho)} for keep, rho in found.within_question.items()],
+        "beyond_method": [{"keep": keep, "rho": _maybe(rho)} for keep, rho in found.beyond_method.items()],
     }
 
 
