@@ -1,89 +1,51 @@
-"""What the language model of mini practises: the skills, and exercises that make the picture readable first."""
+"""What the language model of mini practises: the skills, and exercises that make the picture readable."""
 
 from __future__ import annotations
 
 import random
 
 from foveate.mini.phrases import name_uniquely, of
-from foveate.mini.questions import SIDE_WORDS, SIDES, SKILLS, ask
-from foveate.mini.scenes import GRID, Scene, Thing
+from foveate.mini.questions import SIDE_WORDS, SIDES, ask
+from foveate.mini.scenes import COLUMNS, GRID, Scene, Thing
 
-# Exercises that are no skill: read out the whole picture, one cell, a thing's neighbour, a thing.
-AIDS = ("list", "cell", "next", "find")
-MIXTURES: tuple[dict[str, float], ...] = (  # how often each exercise is drawn: to begin with, then, at last
-    {"cell": 2, "find": 3, "attribute": 3, "reading": 2, "location": 3, "existence": 1},
-    {
-        "find": 4,
-        "attribute": 4,
-        "location": 3,
-        "existence": 1.5,
-        "counting": 1.5,
-        "relation": 1.5,
-        "comparison": 1,
-        "reading": 0.7,
-        "compositional": 0.6,
-    },
-    {
-        "cell": 0.3,
-        "find": 0.5,
-        "list": 0.2,
-        "compositional": 2.5,
-        "counting": 1.5,
-        "relation": 1.3,
-        "comparison": 1.3,
-    },
-    {
-        "list": 0.05,
-        "cell": 0.2,
-        "next": 0.7,
-        "existence": 3,
-        "counting": 3,
-        "compositional": 2.5,
-        "comparison": 2,
-        "relation": 2,
-        "location": 1.5,
-        "attribute": 1.5,
-    },
-)
-REST = (0.1, 0.2, 1.0, 0.7)  # the weight of exercises not named above
-
-
-def mixture(progress: float) -> dict[str, float]:
-    """How often each exercise is drawn at `progress` 0 to 3 along MIXTURES."""
-    progress = max(0.0, min(2.9999, progress))
-    at, blend = int(progress), progress % 1
-    return {
-        kind: (1 - blend) * MIXTURES[at].get(kind, REST[at]) + blend * MIXTURES[at + 1].get(kind, REST[at + 1])
-        for kind in (*AIDS, *SKILLS)
-    }
+# How often each exercise is drawn; the first three are no skills: read out a cell, a thing's neighbour, a thing.
+AIDS = {"cell": 0.5, "next": 0.5, "find": 1.5}
+WEIGHTS = AIDS | {
+    "attribute": 1.5,
+    "existence": 1.0,
+    "counting": 3.0,
+    "reading": 0.7,
+    "relation": 2.0,
+    "location": 0.7,
+    "comparison": 2.5,
+    "compositional": 3.5,
+}
+FOCUS = 4  # how many times as often, where a stage is mostly about some
 
 
 def draw_prompts(
-    scene: Scene, rng: random.Random, count: int, weights: dict[str, float]
+    scene: Scene, rng: random.Random, count: int, focus: tuple[str, ...] = ()
 ) -> list[tuple[str, str, float]]:
-    """`count` exercises on one scene, at most one list."""
+    """`count` exercises on one scene."""
+    weights = {kind: weight * (FOCUS if kind in focus else 1) for kind, weight in WEIGHTS.items()}
     prompts: list[tuple[str, str, float]] = []
     kinds = rng.choices(list(weights), list(weights.values()), k=3 * count)
     for kind in kinds:
         if len(prompts) == count:
             break
-        if kind == "list" and any(weight < 0.2 for _, _, weight in prompts):
-            continue
         found = exercise(scene, rng, kind)
         if found:
-            prompts.append((*found, {"list": 0.15, "cell": 0.4, "next": 0.4, "find": 0.6}.get(kind, 1.0)))
+            prompts.append((*found, {"cell": 0.4, "next": 0.4, "find": 0.6}.get(kind, 1.0)))
     return prompts
 
 
 def exercise(scene: Scene, rng: random.Random, kind: str) -> tuple[str, str] | None:
     """A question text and its answer, for a skill or an aid."""
-    if kind == "list":
-        return "List the things.", ", ".join(map(_read, scene.things))
     if kind == "cell":
         empty = rng.random() < 0.2
         row, col = (rng.randrange(GRID), rng.randrange(GRID)) if empty else _place(rng.choice(scene.things))
         found = [thing for thing in scene.things if _place(thing) == (row, col)]
-        return f"What is in cell {'abcdef'[col]}{row + 1}?", _read(found[0]) if found else "nothing"
+        return f"What is in cell {COLUMNS[col]}{row + 1}?", _read(found[0]) if found else "nothing"
     if kind == "find":
         thing = rng.choice(scene.things)
         alone = of(thing, ("letter",)).count(scene) == 1 and rng.random() < 0.5
@@ -94,7 +56,7 @@ def exercise(scene: Scene, rng: random.Random, kind: str) -> tuple[str, str] | N
     for _ in range(6):
         question = ask(scene, rng, kind)
         if question:
-            return question.text, question.answer
+            return question.text, question.spoken
     return None
 
 

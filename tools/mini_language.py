@@ -1,4 +1,4 @@
-"""Stages 2 and 3 of mini: the language model learns to answer from the frozen tower's cached features."""
+"""The language model of mini learns to answer, from words for patches, then from the tower's cached features."""
 
 from __future__ import annotations
 
@@ -12,96 +12,123 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from foveate.mini.questions import SKILLS, Question
 from foveate.mini.scenes import Scene
-from mini_align import Lexicon
-from mini_data import patch_labels, render
-from mini_exercises import draw_prompts, mixture
-from mini_pack import TOKENS, Pick, answer_logits, answer_loss, pack, pick_patches
+from mini_exercises import draw_prompts
+from mini_forward import answer_logits, answer_loss
+from mini_pack import TOKENS, Pick, pack, pick_patches
 from mini_stage import Stage, Step
+from mini_symbols import Symbols
 from mini_tower import MEAN, STD, Pair
+
+NOISE = 0.03  # on words that stand for patches
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Scenes with the tower's features [n, 576, D] float16 and labels [n, 24, 24, 5]."""
+    """Scenes with labels [n, 24, 24, 5] and, once there is a tower, its features [n, 576, D] float16."""
 
     scenes: list[Scene]
-    features: np.ndarray
+    features: np.ndarray | None
     labels: np.ndarray
 
-    def take(self, chosen: list[int], pick: Pick) -> tuple[Tensor, Tensor]:
-        """The picked patches' features [B, n, D] float32 and labels [B, n, 5]."""
-        rows, places = np.asarray(chosen)[:, None], pick.indices
+    def look(self, chosen: list[int], pick: Pick) -> tuple[Tensor, Tensor]:
+        """The picked patches' labels [B, n, 5] and indices [B, n] into 576."""
         labels = self.labels.reshape(len(self.labels), TOKENS, -1)
-        return torch.from_numpy(self.features[rows, places]).float(), torch.from_numpy(labels[rows, places])
+        seen = labels[np.asarray(chosen)[:, None], pick.indices]
+        return torch.from_numpy(seen), torch.from_numpy(pick.indices)
+
+    def take(self, chosen: list[int], pick: Pick) -> Tensor:
+        """The picked patches' features [B, n, D] float32."""
+        if self.features is None:
+            raise ValueError("this shelf holds no features")
+        return torch.from_numpy(self.features[np.asarray(chosen)[:, None], pick.indices]).float()
+
+
+class Eyes:
+    """What the language model sees of picked patches: the words for them, or the projected features."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, symbols: Symbols, device: torch.device) -> None:
+        self.model, self.symbols, self.device = model, symbols, device
+
+    def words(self, shelf: Shelf, chosen: list[int], pick: Pick) -> Tensor:
+        """[B, n, D] sums of word embeddings."""
+        labels, indices = (part.to(self.device) for part in shelf.look(chosen, pick))
+        return self.symbols.goal(labels, indices, self.model.get_input_embeddings().weight)
+
+    def patches(self, shelf: Shelf, chosen: list[int], pick: Pick) -> Tensor:
+        """[B, n, D] projected features."""
+        return self.model.model.multi_modal_projector(shelf.take(chosen, pick).to(self.device))
+
+    def change(self, shelf: Shelf, chosen: list[int], pick: Pick, swap: Tensor) -> Tensor:
+        """[B, n, D] to add to either, so that things go by swapped words."""
+        labels, indices = (part.to(self.device) for part in shelf.look(chosen, pick))
+        embedding = self.model.get_input_embeddings().weight
+        return self.symbols.goal(labels, indices, embedding, swap) - self.symbols.goal(labels, indices, embedding)
+
+    def off(self, image: Tensor, shelf: Shelf, chosen: list[int], pick: Pick) -> Tensor:
+        """How far projected features are from the words."""
+        labels, indices = (part.to(self.device) for part in shelf.look(chosen, pick))
+        return self.symbols.loss(image, labels, indices, self.model.get_input_embeddings().weight)
 
 
 def make_step(
-    stage: Stage,
-    model: LlavaForConditionalGeneration,
-    shelf: Shelf,
-    lexicon: Lexicon,
-    tokenizer: PreTrainedTokenizerFast,
-    device: torch.device,
+    stage: Stage, eyes: Eyes, shelf: Shelf, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> Step:
     """The training step of a stage: its loss and the numbers to log."""
 
     def step(at: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.sample(range(len(shelf.scenes)), stage.batch)
         pick = pick_patches(shelf.labels[chosen], stage.extra, np.random.default_rng(rng.getrandbits(32)))
-        features, labels = shelf.take(chosen, pick)
-        image = model.model.multi_modal_projector(features.to(device))
-        places = torch.from_numpy(pick.indices).to(device)
-        aligned = lexicon.loss(image, labels.to(device), places, model.get_input_embeddings().weight)
+        if stage.words:
+            image = eyes.words(shelf, chosen, pick)
+            image = image + NOISE * torch.randn_like(image)
+            away = torch.zeros((), device=device)
+        else:
+            image = eyes.patches(shelf, chosen, pick)
+            away = eyes.off(image, shelf, chosen, pick)
         if not stage.questions:
-            return aligned, {"align": aligned.item()}
-        low, high = stage.blend
-        weights = mixture(low + (high - low) * at / stage.steps)
-        weights = {kind: weight * (8 if kind in stage.focus else 1) for kind, weight in weights.items()}
-        prompts = [draw_prompts(shelf.scenes[index], rng, stage.questions, weights) for index in chosen]
+            return away, {"away": away.item()}
+        prompts = [draw_prompts(shelf.scenes[index], rng, stage.questions, stage.focus) for index in chosen]
         packed = pack(prompts, pick, tokenizer).to(device)
-        loss = answer_loss(answer_logits(model, packed, image), packed)
-        return loss + 0.2 * aligned, {"loss": loss.item(), "align": aligned.item()}
+        if stage.swap:
+            swap = eyes.symbols.swap(stage.batch, stage.swap, rng)
+            image = image + eyes.change(shelf, chosen, pick, swap)
+            packed = packed.renamed(swap)
+        loss = answer_loss(answer_logits(eyes.model, packed, image), packed)
+        return loss + 0.1 * away, {"loss": loss.item(), "away": away.item()}
 
     return step
 
 
 class Watch:
-    """Dev questions with their features, to see how training goes."""
+    """Dev questions, to see how training goes."""
 
     def __init__(
-        self,
-        pair: Pair,
-        questions: list[tuple[Scene, Question]],
-        tokenizer: PreTrainedTokenizerFast,
-        device: torch.device,
+        self, eyes: Eyes, shelf: Shelf, questions: list[Question], tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        self.questions, self.tokenizer, self.device = questions, tokenizer, device
-        scenes = [scene for scene, _ in questions]
-        features = cache_features(pair, np.stack([render(scene) for scene in scenes]), device)
-        self.shelf = Shelf(scenes, features, np.stack([patch_labels(scene) for scene in scenes]))
+        self.eyes, self.shelf, self.questions, self.tokenizer = eyes, shelf, questions, tokenizer
 
-    def accuracy(self, model: LlavaForConditionalGeneration, stage: Stage) -> dict[str, float]:
-        """Share answered right per skill, on the patches this stage shows; nothing where it asks nothing."""
+    def accuracy(self, stage: Stage) -> dict[str, float]:
+        """Share answered right, every step of it, per skill, on the patches this stage shows."""
         if not stage.questions:
             return {}
         right: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
         for start in range(0, len(self.questions), 16):
             chosen = list(range(start, min(start + 16, len(self.questions))))
-            for index, hit in zip(chosen, self._answer(model, chosen, stage.extra), strict=True):
-                right[self.questions[index][1].skill].append(hit)
+            for index, hit in zip(chosen, self._answer(chosen, stage), strict=True):
+                right[self.questions[index].skill].append(hit)
         return {skill: float(np.mean(hits)) for skill, hits in right.items()}
 
     @torch.no_grad()
-    def _answer(self, model: LlavaForConditionalGeneration, chosen: list[int], extra: int) -> list[bool]:
-        """Whether greedy decoding would give exactly the right answer."""
-        pick = pick_patches(self.shelf.labels[chosen], extra, np.random.default_rng(0))
-        prompts = [[(self.questions[i][1].text, self.questions[i][1].answer, 1.0)] for i in chosen]
-        packed = pack(prompts, pick, self.tokenizer).to(self.device)
-        features, _ = self.shelf.take(chosen, pick)
-        logits = answer_logits(model, packed, model.model.multi_modal_projector(features.to(self.device)))
+    def _answer(self, chosen: list[int], stage: Stage) -> list[bool]:
+        """Whether greedy decoding would give exactly the right steps and answer."""
+        pick = pick_patches(self.shelf.labels[chosen], stage.extra, np.random.default_rng(0))
+        prompts = [[(self.questions[i].text, self.questions[i].spoken, 1.0)] for i in chosen]
+        packed = pack(prompts, pick, self.tokenizer).to(self.eyes.device)
+        see = self.eyes.words if stage.words else self.eyes.patches
+        logits = answer_logits(self.eyes.model, packed, see(self.shelf, chosen, pick))
         wanted = packed.target >= 0
         hit = logits.argmax(-1) == packed.target[wanted]
-        rows = wanted.nonzero()[:, 0]
+        rows = packed.row[wanted]
         return [bool(hit[rows == row].all()) for row in range(len(chosen))]
 
 

@@ -31,8 +31,9 @@ class Stage:
     extra: int = 0  # language model: random patches per cell beside the first; 15 is all
     questions: int = 0  # language model: questions behind each image
     muon: bool = False
-    focus: tuple[str, ...] = ()  # language model: exercises drawn eight times as often
-    blend: tuple[float, float] = (2.0, 2.0)  # language model: mixture() at the start and at `steps`
+    focus: tuple[str, ...] = ()  # language model: exercises drawn more often
+    words: bool = False  # language model: sees the words for what patches show, not the patches
+    swap: float = 0.0  # language model: how often a colour, shape or letter goes by a made-up word
 
     @property
     def logged(self) -> range:
@@ -105,9 +106,9 @@ class Work:
 
 
 def make_optimizers(model: nn.Module, rate: float, *, muon: bool) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for the matrices inside the language model's layers and AdamW for the rest."""
+    """AdamW, or Muon for the matrices inside the layers and AdamW for the rest."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inside = [muon and "language_model.layers" in name and p.ndim == 2 for name, p in named]
+    inside = [muon and ".layers." in name and p.ndim == 2 for name, p in named]
     inner = [p for (_, p), within in zip(named, inside, strict=True) if within]
     outer = [p for (_, p), within in zip(named, inside, strict=True) if not within]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)]

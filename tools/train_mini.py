@@ -8,89 +8,95 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 import mini_data as data
 import mini_language as language
 import mini_tower as tower
 from foveate.mini import PATH
 from foveate.mini.exam import exam
-from foveate.mini.phrases import caption
 from foveate.mini.questions import SKILLS
-from foveate.mini.scenes import GRID
-from mini_exercises import exercise
+from foveate.mini.scenes import GRID, Scene
+from mini_exercises import AIDS, exercise
 from mini_export import build_processor, export, llava_config
 from mini_stage import Stage, Work
+from mini_symbols import Symbols
 from mini_words import build_tokenizer
 
-# Skills that come late come quickly when most questions ask for them.
-PLACES, SIDES, COUNTS = ("location", "find"), ("relation", "next"), ("counting", "comparison", "existence")
 TOWER = (
-    Stage("crops", steps=800, batch=64, rate=1.5e-3, horizon=2400, cells=3),
-    Stage("whole", steps=160, batch=24, rate=8e-4, horizon=160, cells=6),
+    Stage("crops", steps=800, batch=64, rate=1e-3, horizon=800, cells=2, muon=True),
+    Stage("whole", steps=200, batch=24, rate=6e-4, horizon=200, cells=4, muon=True),
 )
 LANGUAGE = (
-    Stage("align", steps=300, batch=64, rate=5e-3, horizon=300, extra=1),
-    Stage("centres", 450, 24, rate=2e-3, horizon=1400, extra=0, questions=14, muon=True, blend=(0.0, 1.2)),
-    Stage("coarse", 150, 24, rate=1.5e-3, horizon=600, extra=3, questions=14, muon=True, blend=(1.0, 1.3)),
-    Stage("long", 500, 24, rate=2e-3, horizon=650, extra=1, questions=14, muon=True, blend=(1.0, 1.6)),
-    Stage("sharp", 150, 24, rate=1.5e-3, horizon=300, extra=1, questions=14, muon=True, blend=(1.5, 1.5)),
-    Stage("places", 100, 24, 2.5e-3, 300, extra=1, questions=14, muon=True, blend=(1.2, 1.2), focus=PLACES),
-    Stage("relate", 80, 24, 2e-3, 300, extra=1, questions=14, muon=True, blend=(1.2, 1.2), focus=SIDES),
-    Stage("count", 100, 24, 2e-3, 300, extra=1, questions=14, muon=True, blend=(1.2, 1.2), focus=COUNTS),
-    Stage("fine", 200, 12, rate=1.2e-3, horizon=240, extra=15, questions=24, muon=True, blend=(3.0, 3.0)),
+    Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
+    Stage("swaps", 350, 24, rate=1e-3, horizon=450, extra=0, questions=14, muon=True, words=True, swap=0.5),
+    Stage("align", steps=400, batch=64, rate=5e-3, horizon=400, extra=1),
+    Stage("coarse", 300, 24, rate=8e-4, horizon=400, extra=3, questions=14, muon=True, swap=0.3),
+    Stage("fine", 300, 8, rate=6e-4, horizon=300, extra=35, questions=20, muon=True, swap=0.3),
 )
-CROWDED, PLAIN, DEV = 6000, 8000, 256  # scenes for the tower, for the language model, for watching
+LAYERS, WIDTH = 5, 192
+CROWDED, PLAIN, DEV = 6000, 6000, 400  # scenes for the tower, for the language model, questions for watching
 
 
 class Trainer:
     """Trains stage by stage, each from the weights of the one before."""
 
-    def __init__(self, folder: Path, seed: int, compiled: bool) -> None:
-        self.work, self.seed, self.compiled = Work(folder, seed), seed, compiled
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.work, self.seed = Work(folder, seed), seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)
-        self.clip_words, self.words = build_tokenizers(seed)
+        self.start = folder / "start"
+        if not self.start.exists():
+            shutil.copytree(PATH, self.start)
+        self.clip_words = AutoTokenizer.from_pretrained(self.start / "clip")
+        self.words = build_words(seed)
 
     def train_tower(self) -> None:
         """The CLIP pair."""
         pair = self._new_pair().to(self.device)
+        pair.clip.load_state_dict(CLIPModel.from_pretrained(self.start / "clip", dtype=torch.float32).state_dict())
         for before, stage in zip((None, *TOWER), TOWER, strict=False):
             if self._begin(stage, before, pair):
                 make = data.crowded_scene if stage.cells < GRID else data.mixed_scene
-                scenes = [make(index) for index in range(CROWDED)]
-                images, labels = data.render_all(scenes), np.stack([data.patch_labels(scene) for scene in scenes])
+                scenes = [data.repainted(make(index), index) for index in range(CROWDED)]
+                images, labels = data.render_all(scenes), labels_of(scenes)
                 shelf = tower.Shelf(scenes, images, labels)
                 self.work.run(stage, pair, tower.make_step(stage, pair, shelf, self.clip_words, self.device), dict)
 
     def train_language(self) -> None:
-        """The projector and the language model, over the tower's features, which are computed once."""
-        pair = self._trained_pair().to(self.device)
-        shelf = self._shelf(pair)
-        dev = exam(DEV, seed=self.seed, split="dev")
-        watch = language.Watch(pair, dev, self.words, self.device)
-        lexicon = language.Lexicon(self.words)
-        model = self._new_model(pair).to(self.device)
-        if self.compiled:
-            for layer in model.model.language_model.layers:
-                layer.forward = torch.compile(layer.forward, dynamic=True)
+        """The language model from words, then the projector and both over the tower's features, computed once."""
+        model = self._new_model().to(self.device)
+        eyes = language.Eyes(model, Symbols(self.words, self.device), self.device)
+        dev, scenes = exam(DEV, seed=self.seed, split="dev"), [data.plain_scene(index) for index in range(PLAIN)]
+        watched = [scene for scene, _ in dev]
+        shelves = [
+            language.Shelf(scenes, None, labels_of(scenes)),
+            language.Shelf(watched, None, labels_of(watched)),
+        ]
         for before, stage in zip((None, *LANGUAGE), LANGUAGE, strict=False):
-            if self._begin(stage, before, model):
-                step = language.make_step(stage, model, shelf, lexicon, self.words, self.device)
-                self.work.run(stage, model, step, partial(watch.accuracy, model, stage))
+            if not self._begin(stage, before, model):
+                continue
+            if not stage.words and shelves[0].features is None:
+                pair = self._trained_pair().to(self.device)
+                shelves = [self._with_features(shelf, pair) for shelf in shelves]
+            watch = language.Watch(eyes, shelves[1], [question for _, question in dev], self.words)
+            step = language.make_step(stage, eyes, shelves[0], self.words, self.device)
+            self.work.run(stage, model, step, partial(watch.accuracy, stage))
 
     def export(self) -> None:
         """Write the newest language model and its pair into the package."""
-        pair = self._trained_pair()
-        model = self._new_model(pair)
+        pair, model = self._trained_pair(), self._new_model()
         name, state = self.work.newest(LANGUAGE)
         model.load_state_dict(state["model"])
+        model.model.vision_tower.load_state_dict(pair.clip.vision_model.state_dict())
         size = export(PATH, model.eval(), build_processor(self.words), pair.clip, self.clip_words)
         print(f"stage {name}, step {state['step']}: {size / 1e6:.1f} MB")
 
@@ -118,49 +124,53 @@ class Trainer:
         pair.clip.half().float()
         return pair.eval().requires_grad_(False)
 
-    def _new_model(self, pair: tower.Pair) -> LlavaForConditionalGeneration:
-        """A LLaVA model over the pair's frozen tower, its language model untrained."""
-        model = LlavaForConditionalGeneration(llava_config(pair.clip, self.words, layers=5, width=192))
-        model.model.vision_tower.load_state_dict(pair.clip.vision_model.state_dict())
+    def _new_model(self) -> LlavaForConditionalGeneration:
+        """A LLaVA model: the language model it starts from, a new projector; the tower is put in at export."""
+        begun = LlavaForConditionalGeneration.from_pretrained(self.start, dtype=torch.float32)
+        model = LlavaForConditionalGeneration(llava_config(self._new_pair().clip, self.words, LAYERS, WIDTH))
         model.model.vision_tower.requires_grad_(False)
-        nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+        model.model.language_model.layers.load_state_dict(begun.model.language_model.layers.state_dict())
+        model.model.language_model.norm.load_state_dict(begun.model.language_model.norm.state_dict())
+        known = AutoTokenizer.from_pretrained(self.start)
+        old, new = begun.get_input_embeddings().weight.data, model.get_input_embeddings().weight.data
+        for word, index in self.words.get_vocab().items():
+            pieces = known(self.words.convert_tokens_to_string([word]), add_special_tokens=False)["input_ids"]
+            new[index] = old[known.convert_tokens_to_ids(word)] if word in known.vocab else old[pieces].sum(0)
         for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         return model
 
-    def _shelf(self, pair: tower.Pair) -> language.Shelf:
-        """Training scenes, their features (kept on disk between runs) and labels."""
-        scenes = [data.plain_scene(index) for index in range(PLAIN)]
-        path = self.work.folder / f"features-{PLAIN}.npy"
+    def _with_features(self, shelf: language.Shelf, pair: tower.Pair) -> language.Shelf:
+        """The shelf with the tower's features, which are kept on disk between runs."""
+        path = self.work.folder / f"features-{len(shelf.scenes)}.npy"
         if not path.exists():
-            np.save(path, language.cache_features(pair, data.render_all(scenes), self.device))
-        return language.Shelf(scenes, np.load(path), np.stack([data.patch_labels(scene) for scene in scenes]))
+            np.save(path, language.cache_features(pair, data.render_all(shelf.scenes), self.device))
+        return replace(shelf, features=np.load(path))
 
 
-def build_tokenizers(seed: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """CLIP's, from captions, and the language model's, from questions and answers."""
+def labels_of(scenes: list[Scene]) -> np.ndarray:
+    """[n, 24, 24, 5] classes of patches."""
+    return np.stack([data.patch_labels(scene) for scene in scenes])
+
+
+def build_words(seed: int) -> PreTrainedTokenizerFast:
+    """The language model's tokenizer, from questions and answers."""
     rng = random.Random(seed)
-    crowds = [data.crowded_scene(index) for index in range(6000)]
-    captions = [caption(scene.things, rng) for scene in crowds] + ["an image of nothing"] * 3
     prompts = []
     for index in range(3000):
         scene = data.plain_scene(index)
-        found = [exercise(scene, rng, kind) for kind in ("list", "cell", "next", *SKILLS)]
+        found = [exercise(scene, rng, kind) for kind in (*AIDS, *SKILLS)]
         prompts += [f"USER: \n{pair[0]} ASSISTANT: {pair[1]}" for pair in found if pair]
-    return (
-        build_tokenizer(captions, 700, lowercase=True, eos=True),
-        build_tokenizer(prompts, 800, lowercase=False, eos=False),
-    )
+    return build_tokenizer(prompts, 800, lowercase=False, eos=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/mini"), help="weights, features and log")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="compile the layers: faster, needs a C++ compiler")
     parser.add_argument("--export", action="store_true", help="only write the checkpoint from the work folder")
     options = parser.parse_args()
-    trainer = Trainer(options.work, options.seed, options.compile)
+    trainer = Trainer(options.work, options.seed)
     if not options.export:
         trainer.train_tower()
         trainer.train_language()

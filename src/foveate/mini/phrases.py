@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from foveate.mini.scenes import HELD_OUT_COLOURS, HELD_OUT_LETTERS, Scene, Thing
+from foveate.mini.scenes import COLOURS, HELD_OUT_COLOURS, HELD_OUT_LETTERS, Scene, Thing
 
 ATTRIBUTES = ("size", "colour", "shape", "letter")
 # The attribute sets a question may name a thing by.
@@ -83,10 +83,12 @@ def caption(things: tuple[Thing, ...], rng: random.Random, most: int = 4) -> str
 
 
 def describe(thing: Thing, rng: random.Random) -> Description:
-    """A description by a random set of attributes, mostly with colour and shape."""
+    """A description by random attributes, mostly with colour and shape; never by a colour without a name."""
     while True:
         names = tuple(
             name for name, chance in zip(ATTRIBUTES, (0.4, 0.85, 0.85, 0.6), strict=True) if rng.random() < chance
         )
+        if thing.colour not in COLOURS:
+            names = tuple(name for name in names if name != "colour")
         if names:
             return of(thing, names)

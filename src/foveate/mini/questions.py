@@ -1,5 +1,8 @@
 """Questions about scenes, one generator per skill; every answer is one word, and the picture alone decides it.
 
+Where an answer takes several looks at the picture, the question also knows the steps to it: the cells and values
+met on the way. The model is taught to say them first, so its answer is the last word it says.
+
 A generator first draws the answer it wants, evenly, and then looks for a question with that answer in the scene.
 Asked of scene after scene with the same seed until one fits, the answers come out balanced, so that guessing from
 the text earns no more than `chance`.
@@ -16,6 +19,7 @@ from foveate.mini.phrases import Description, name_uniquely, of
 from foveate.mini.scenes import COLOURS, FAMILIAR, GRID, LETTERS, SHAPES, SIZES, Scene, Thing
 
 _T = TypeVar("_T")
+Asked = tuple[str, ...]  # text, answer, steps
 MOST = 6  # the largest count asked for
 SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}  # as (rows, columns)
 SIDE_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
@@ -29,18 +33,24 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its one-word answer and the skill it tests."""
+    """A question, its one-word answer, the skill it tests, and the words on the way to the answer."""
 
     text: str
     answer: str
     skill: str
+    steps: tuple[str, ...] = ()
+
+    @property
+    def spoken(self) -> str:
+        """The answer behind its steps: 'a1 c3 2'."""
+        return " ".join((*self.steps, self.answer))
 
 
 @dataclass(frozen=True)
 class Skill:
-    """How to ask for a skill (text and answer, or None if the scene does not allow it), and a guess's odds."""
+    """How to ask for a skill (text, answer, steps; None if the scene does not allow it), and a guess's odds."""
 
-    ask: Callable[[Scene, random.Random], tuple[str, str] | None]
+    ask: Callable[[Scene, random.Random], Asked | None]
     chance: float
 
 
@@ -49,15 +59,19 @@ def ask(scene: Scene, rng: random.Random, skill: str) -> Question | None:
     if skill not in SKILL_TABLE:
         raise ValueError(f"unknown skill {skill!r}; the skills are {', '.join(SKILLS)}")
     asked = SKILL_TABLE[skill].ask(scene, rng)
-    return None if asked is None else Question(*asked, skill)
+    if asked is None:
+        return None
+    text, answer, *steps = asked
+    return Question(text, answer, skill, tuple(steps))
 
 
 def correct(answer_text: str, question: Question) -> bool:
-    """Whether a model's answer is the right word, apart from case, blanks and a full stop."""
-    return answer_text.strip().rstrip(".").strip().lower() == question.answer.lower()
+    """Whether the last word a model says is the right one, apart from case and a full stop."""
+    words = answer_text.strip().rstrip(".").split()
+    return bool(words) and words[-1].lower() == question.answer.lower()
 
 
-def _attribute(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _attribute(scene: Scene, rng: random.Random) -> Asked | None:
     name = rng.choice(("colour", "shape", "size"))
     wanted = rng.choice(VALUES[name])
     thing = _pick(rng, [thing for thing in scene.things if getattr(thing, name) == wanted])
@@ -72,7 +86,7 @@ def _attribute(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return rng.choice(texts[name]).format(named.text()), wanted
 
 
-def _existence(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _existence(scene: Scene, rng: random.Random) -> Asked | None:
     wanted = rng.choice(("yes", "no"))
     names = rng.choice(
         (("colour", "shape"), ("colour", "shape"), ("size", "shape"), ("size", "colour"), ("shape", "letter"))
@@ -86,7 +100,7 @@ def _existence(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return text.format(described.text()), wanted
 
 
-def _counting(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _counting(scene: Scene, rng: random.Random) -> Asked | None:
     wanted = rng.randint(0, MOST)
     names = rng.choice((("colour",), ("shape",), ("colour",), ("shape",), ("size",)))
     fitting = [described for described in _all(scene, names) if described.count(scene) == wanted]
@@ -95,10 +109,11 @@ def _counting(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     text = rng.choice(
         ("How many {} are there?", "How many {} do you see?", "Count the {}.", "What is the number of {}?")
     )
-    return text.format(rng.choice(fitting).text(plural=True)), str(wanted)
+    described = rng.choice(fitting)
+    return text.format(described.text(plural=True)), str(wanted), *_cells_of(scene, described)
 
 
-def _reading(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _reading(scene: Scene, rng: random.Random) -> Asked | None:
     wanted = rng.choice(LETTERS)
     thing = _pick(rng, [thing for thing in scene.things if thing.letter == wanted])
     named = thing and name_uniquely(scene, thing, rng, without=("letter",))
@@ -110,25 +125,26 @@ def _reading(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return text.format(named.text()), wanted
 
 
-def _relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _relation(scene: Scene, rng: random.Random) -> Asked | None:
     side, wanted = rng.choice(tuple(SIDES)), rng.choice(("yes", "no", "where", "where"))
     pairs = [(a, b) for a in scene.things for b in scene.things if side in _sides(a, b, strict=wanted == "where")]
     pair = _pick(rng, pairs)
     one, other = (name_uniquely(scene, thing, rng) for thing in pair) if pair else (None, None)
-    if not one or not other:
+    if not pair or not one or not other:
         return None
+    steps = [thing.cell for thing in pair]
     if wanted == "where":
         text = rng.choice(
             ("Is the {} left, right, above or below the {}?", "On which side of the {1} is the {0}?")
         )
-        return text.replace("{}", "{0}", 1).replace("{}", "{1}", 1).format(one.text(), other.text()), side
+        return text.replace("{}", "{0}", 1).replace("{}", "{1}", 1).format(one.text(), other.text()), side, *steps
     if wanted == "no":
         side = {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
     text = rng.choice(("Is the {} {} the {}?", "Is the {} somewhere {} the {}?"))
-    return text.format(one.text(), SIDE_WORDS[side], other.text()), wanted
+    return text.format(one.text(), SIDE_WORDS[side], other.text()), wanted, *steps
 
 
-def _location(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _location(scene: Scene, rng: random.Random) -> Asked | None:
     row, col = rng.randrange(GRID), rng.randrange(GRID)
     thing = _pick(rng, [thing for thing in scene.things if (thing.row, thing.col) == (row, col)])
     named = thing and name_uniquely(scene, thing, rng)
@@ -138,7 +154,7 @@ def _location(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return text.format(named.text()), thing.cell
 
 
-def _comparison(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _comparison(scene: Scene, rng: random.Random) -> Asked | None:
     wanted = rng.choice(("more", "fewer", "same"))
     name = rng.choice(("colour", "shape", "colour", "shape", "size"))
     found = [(described, described.count(scene)) for described in _all(scene, (name,))]
@@ -155,10 +171,11 @@ def _comparison(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         )
     )
     text = text.replace("{}", "{0}", 1).replace("{}", "{1}", 1)
-    return text.format(pair[0].text(plural=True), pair[1].text(plural=True)), wanted
+    steps = (*_cells_of(scene, pair[0]), "and", *_cells_of(scene, pair[1]))
+    return text.format(pair[0].text(plural=True), pair[1].text(plural=True)), wanted, *steps
 
 
-def _compositional(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _compositional(scene: Scene, rng: random.Random) -> Asked | None:
     kind = rng.choice(("letter", "letter", "letter", "colour", "shape", "share", "share", "far share"))
     if kind == "share":
         return _share(scene, rng)
@@ -166,31 +183,35 @@ def _compositional(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         return _far_share(scene, rng)
     wanted = rng.choice(VALUES[kind])
     thing = _pick(rng, [thing for thing in scene.things if getattr(thing, kind) == wanted])
-    place = thing and _neighbour_phrase(scene, thing, rng)
-    if not place:
+    place = thing and _neighbour(scene, thing, rng)
+    if not thing or not place:
         return None
     texts = {
         "letter": ("What letter is on the {}?", "Which letter does the {} carry?"),
         "colour": ("What colour is the {}?", "What is the colour of the {}?"),
         "shape": ("What shape is the {}?", "What is the shape of the {}?"),
     }
-    return rng.choice(texts[kind]).format(place), wanted
+    return rng.choice(texts[kind]).format(place[0]), wanted, place[1], thing.cell
 
 
-def _share(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _share(scene: Scene, rng: random.Random) -> Asked | None:
     """Two hops: find a thing, count the things that share its colour or shape."""
     wanted, name = rng.randint(1, MOST - 1), rng.choice(("colour", "shape"))
     thing = _pick(rng, [thing for thing in scene.things if of(thing, (name,)).count(scene) == wanted])
     named = thing and name_uniquely(scene, thing, rng, without=(name,))
-    return (_share_text(rng, name, named.text()), str(wanted)) if named else None
+    if not thing or not named:
+        return None
+    return _share_text(rng, name, named.text()), str(wanted), thing.cell, *_sharing(scene, thing, name)
 
 
-def _far_share(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _far_share(scene: Scene, rng: random.Random) -> Asked | None:
     """Three hops: find a thing, go to its neighbour, count the things that share that one's colour or shape."""
     wanted, name = rng.randint(1, MOST - 1), rng.choice(("colour", "shape"))
     thing = _pick(rng, [thing for thing in scene.things if of(thing, (name,)).count(scene) == wanted])
-    place = thing and _neighbour_phrase(scene, thing, rng)
-    return (_share_text(rng, name, place), str(wanted)) if place else None
+    place = thing and _neighbour(scene, thing, rng)
+    if not thing or not place:
+        return None
+    return _share_text(rng, name, place[0]), str(wanted), place[1], thing.cell, *_sharing(scene, thing, name)
 
 
 def _share_text(rng: random.Random, name: str, phrase: str) -> str:
@@ -199,15 +220,25 @@ def _share_text(rng: random.Random, name: str, phrase: str) -> str:
     ).format(name, phrase)
 
 
-def _neighbour_phrase(scene: Scene, thing: Thing, rng: random.Random) -> str | None:
-    """'thing directly left of the red circle': names `thing` by a neighbour in the next cell."""
+def _sharing(scene: Scene, thing: Thing, name: str) -> tuple[str, ...]:
+    """What a thing is, then the cells of all that share it: 'red a1 c3'."""
+    return getattr(thing, name), *_cells_of(scene, of(thing, (name,)))
+
+
+def _cells_of(scene: Scene, described: Description) -> tuple[str, ...]:
+    """The cells of the things described, in reading order."""
+    return tuple(thing.cell for thing in scene.things if described.matches(thing))
+
+
+def _neighbour(scene: Scene, thing: Thing, rng: random.Random) -> tuple[str, str] | None:
+    """'thing directly left of the red circle', which names `thing` by one next to it, and that one's cell."""
     found = []
     for side, (rows, cols) in SIDES.items():
         for other in scene.things:
             if (thing.row - other.row, thing.col - other.col) == (rows, cols) and (
                 named := name_uniquely(scene, other, rng)
             ):
-                found.append(f"thing directly {SIDE_WORDS[side]} the {named.text()}")
+                found.append((f"thing directly {SIDE_WORDS[side]} the {named.text()}", other.cell))
     return _pick(rng, found)
 
 

@@ -1,4 +1,4 @@
-"""Scenes the small model is trained and measured on: lettered shapes in a 6 x 6 grid of cells over a texture."""
+"""Scenes the small model is trained and measured on: lettered shapes in a 4 x 4 grid of cells over a texture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 # `fresh` scenes are like the training's, from a random stream of their own; every `dev` and `test` scene besides
 # holds a combination of shape and colour, or of shape and letter, that training never showed.
@@ -18,9 +18,10 @@ FAMILIAR: tuple[Split, ...] = ("train", "fresh")
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 IMAGE_SIZE = 192
-GRID = 6
+GRID = 4
 CELL = IMAGE_SIZE // GRID
-JITTER = 2
+JITTER = 8
+COLUMNS = "abcd"
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 COLOURS = {
     "red": (214, 40, 40),
@@ -30,8 +31,8 @@ COLOURS = {
     "purple": (150, 50, 180),
     "cyan": (60, 210, 220),
 }
-SIZES = {"small": 17, "large": 27}  # pixels across
-FONT_SIZES = {"small": 12, "large": 15}
+SIZES = {"small": 18, "large": 28}  # pixels across
+FONT_SIZES = {"small": 13, "large": 16}
 LETTERS = tuple("BCEHKLMPRTXZ")
 TEXTURES = ("noise", "stripes", "checks", "waves", "gradient", "speckle")
 
@@ -42,7 +43,10 @@ HELD_OUT_LETTERS = frozenset(zip(SHAPES, LETTERS[::2], strict=True))
 
 @dataclass(frozen=True)
 class Thing:
-    """One lettered shape in cell (`row`, `col`), shifted by (`dx`, `dy`) pixels from the cell's centre."""
+    """One lettered shape in cell (`row`, `col`), shifted by (`dx`, `dy`) pixels from the cell's centre.
+
+    `colour` is one of COLOURS, or '#rrggbb' for one that has no name.
+    """
 
     shape: str
     colour: str
@@ -60,8 +64,8 @@ class Thing:
 
     @property
     def cell(self) -> str:
-        """The cell's name as on a chess board seen from the top: column a-f, row 1-6."""
-        return f"{'abcdef'[self.col]}{self.row + 1}"
+        """The cell's name as on a chess board seen from the top: column a-d, row 1-4."""
+        return f"{COLUMNS[self.col]}{self.row + 1}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def random_scene(rng: random.Random, split: Split, count: int | None = None) -> 
     for index, (row, col) in enumerate(_cells(rng, count)):
         while True:
             thing = _random_thing(
-                rng, row, col, rng.choice(letters) if count > 12 else letters[index], shape, colour
+                rng, row, col, rng.choice(letters) if count > len(letters) else letters[index], shape, colour
             )
             if split in FAMILIAR and held_out(thing):
                 continue
@@ -200,11 +204,11 @@ def _pattern(ground: Background, noise: np.random.Generator, x: Array, y: Array,
 def _sprite(shape: str, colour: str, size: str, letter: str) -> Image.Image:
     """The lettered shape on a transparent square, RGBA; drawn four times as large, then reduced."""
     side, zoom = SIZES[size], 4
+    red, green, blue = COLOURS.get(colour) or ImageColor.getrgb(colour)[:3]
     mask = Image.new("L", (side * zoom, side * zoom))
     _outline(ImageDraw.Draw(mask), shape, side * zoom)
-    sprite = Image.new("RGBA", (side, side), COLOURS[colour] + (0,))
+    sprite = Image.new("RGBA", (side, side), (red, green, blue, 0))
     sprite.putalpha(mask.resize((side, side), Image.Resampling.LANCZOS))
-    red, green, blue = COLOURS[colour]
     ink = (0, 0, 0, 255) if 0.3 * red + 0.59 * green + 0.11 * blue > 130 else (255, 255, 255, 255)
     font = ImageFont.load_default(FONT_SIZES[size])
     middle = side / 2 + (side * 0.14 if shape == "triangle" else 0)

@@ -1,0 +1,86 @@
+"""What the language model of mini should see in a patch: the sum of the words for what the patch shows.
+
+The language model first learns to answer from these sums, which needs no picture; then the projector learns
+to make them of the tower's features, and both go on together.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from foveate.mini.phrases import noun
+from foveate.mini.scenes import COLOURS, COLUMNS, GRID, LETTERS, SHAPES, SIZES
+from mini_data import SIDE, SPAN
+
+NOTHING = "<image>"  # stands for empty ground: its own embedding has no other use
+UNUSED = range(0xA1, 0x100)  # byte-level BPE's characters for bytes that ASCII does not have
+
+
+class Symbols:
+    """The words behind each class of `patch_labels`, and behind each cell."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
+        def ids(words: list[str]) -> Tensor:
+            found = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+            if any(len(tokens) != 1 for tokens in found):
+                raise ValueError(f"not one token each: {words}")
+            return torch.tensor(found, device=device)[:, 0]
+
+        self.words = [ids(list(values)) for values in (SHAPES, COLOURS, SIZES, LETTERS, ("thing",))]
+        rows = range(1, GRID + 1)
+        self.cells = ids([f"{column}{row}" for row in rows for column in COLUMNS])
+        self.nothing = tokenizer.convert_tokens_to_ids(NOTHING)
+
+        # A byte that no text of ours holds is a word without a meaning.
+        unused = [index for word, index in tokenizer.get_vocab().items() if len(word) == 1 and ord(word) in UNUSED]
+        unused = torch.tensor(sorted(unused), device=device)
+        shapes = torch.stack([self.words[0], ids([noun(shape, plural=True) for shape in SHAPES])], dim=1)
+        self.swaps = []
+        for known in (shapes, self.words[1][:, None], self.words[3][:, None]):
+            self.swaps.append((known, unused[: known.numel()].view_as(known)))
+            unused = unused[known.numel() :]
+        self.vocabulary = torch.arange(len(tokenizer), device=device)
+
+    def swap(self, images: int, share: float, rng: random.Random) -> Tensor:
+        """[images, V]: the word for each word; in every image a share of colours, shapes and letters is renamed.
+
+        Training never shows some pairs, and a model that met every red thing but a circle takes red for a sign of
+        no circle. Made-up words break such rules without showing a pair that is held out.
+        """
+        table = self.vocabulary.repeat(images, 1)
+        for row in table:
+            for known, made_up in self.swaps:
+                chosen = [index for index in range(len(known)) if rng.random() < share]
+                row[known[chosen]] = made_up[rng.sample(range(len(made_up)), len(chosen))]
+        return table
+
+    def goal(self, labels: Tensor, indices: Tensor, embedding: Tensor, swap: Tensor | None = None) -> Tensor:
+        """[B, n, D] sums of word embeddings; `labels` [B, n, 5], `indices` [B, n] into 576, `embedding` [V, D].
+
+        A thing's words are its shape, colour, size and cell, near its middle its letter, and right there 'thing'.
+        `swap` [B, V] renames them.
+        """
+        swap = self.vocabulary.expand(len(labels), -1) if swap is None else swap
+        thing = labels[..., :1] > 0
+        cells = indices // SIDE // SPAN * GRID + indices % SIDE // SPAN
+        total = torch.where(thing, embedding[self.cells[cells]], embedding[self.nothing])
+        for channel, words in enumerate(self.words):
+            classes = labels[..., channel].long()
+            word = swap[:, words].gather(1, (classes - 1).clamp(min=0))
+            total = total + embedding[word] * (classes > 0)[..., None]
+        return total
+
+    def loss(self, image: Tensor, labels: Tensor, indices: Tensor, embedding: Tensor) -> Tensor:
+        """Mean squared distance of projected patches [B, n, D] from their goal, in units of the goal's variance.
+
+        Things and ground weigh the same, however few patches things cover; rims of things have no goal.
+        """
+        goal = self.goal(labels, indices, embedding.detach())
+        away = (image - goal).square().sum(-1) / goal.var(dim=(0, 1)).sum()
+        thing, ground = labels[..., 0] > 0, labels[..., 0] == 0
+        middle = labels[..., 4] > 0
+        return away[thing].mean() + away[middle].mean() + away[ground].mean()
