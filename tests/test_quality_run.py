@@ -58,6 +58,13 @@ def test_each_question_is_answered_as_it_is_alone(bundled):
         assert energy == pytest.approx(pruned.report.residual_energy[0], abs=1e-8)
 
 
+def test_minis_longest_workings_are_not_cut(bundled):
+    _, processor = bundled
+    spoken = [f" {question.spoken}" for _, question in exam(800, 0, "test")]
+    lengths = [len(ids) + 1 for ids in processor.tokenizer(spoken, add_special_tokens=False)["input_ids"]]
+    assert max(lengths) <= ANSWER_TOKENS  # with the end of the answer
+
+
 def test_records_say_what_was_right(bundled, monkeypatch):
     found = mini_items(3, "test")
     for number, item in enumerate(found):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH = 40  # questions, a whole number of rounds through mini's skills
-ANSWER_TOKENS = 16  # short answers, and mini's workings before them
+ANSWER_TOKENS = 24  # short answers, and mini's workings before them: 21 tokens at most
 
 Progress = Callable[[str, int], None]  # is told what runs, and how many more answers there are
 
