@@ -58,6 +58,14 @@ def test_each_question_is_answered_as_it_is_alone(bundled):
         assert energy == pytest.approx(pruned.report.residual_energy[0], abs=1e-8)
 
 
+def test_questions_of_a_skill_are_answered_together_and_each_once():
+    items = mini_items(40, "test")
+    cut = list(running.batches(items))  # of 2, in blocks of 16
+    assert [len({item.skill for item in batch}) for batch in cut[:8]] == [1] * 8
+    assert sorted(item.id for batch in cut for item in batch) == sorted(item.id for item in items)
+    assert {item.id for batch in cut[:8] for item in batch} == {item.id for item in items[:16]}
+
+
 def test_minis_longest_workings_are_not_cut(bundled):
     _, processor = bundled
     spoken = [f" {question.spoken}" for _, question in exam(800, 0, "test")]
