@@ -13,7 +13,7 @@ from foveate.bench.quality.measured import Measured
 from foveate.bench.quality.plan import Plan
 from foveate.bench.quality.running import run, settler
 from foveate.bench.quality.store import Store
-from foveate.bench.quality.suites import Suite, suites_of
+from foveate.bench.quality.suites import Suite, arms_of, suites_of
 from foveate.bench.quality.summary import summarise
 from foveate.budget import Budget
 from foveate.errors import InvalidOption
@@ -74,6 +74,7 @@ class Benchmark:
             raise InvalidOption(f"split={split!r} with data of your own: allowed is one of the two")
         suites = suites_of(suite, split_methods(methods) if methods else ())
         budgets = parse_budgets(keep)
+        arms_of(list(suites.values()), budgets)  # no suite with a method that there is not
         if data is None:
             split = split or SPLITS[0]
             items = mini_items(questions, split)

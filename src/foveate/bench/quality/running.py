@@ -73,7 +73,8 @@ def run(
     for batch in batches(items):
         ids = {item.id for item in batch}
         missing = [arm for arm in arms if not ids <= done.get(arm.key, set())]
-        progress("stored", len(batch) * (len(arms) - len(missing)))
+        if len(missing) < len(arms):
+            progress("stored", len(batch) * (len(arms) - len(missing)))
         if missing:
             _run_batch(model, processor, missing, batch, store, clip, progress)
 
