@@ -30,10 +30,10 @@ def quality_tables(data: dict[str, Any]) -> Iterator[Table]:
     """One table per suite of a summary: accuracy in per cent, by budget; the rest is in its other forms."""
     full = data["everything"]
     for name, suite in data["suites"].items():
-        title = f"{name}: right answers in % (95 % interval); all {full['tokens']:.0f} tokens: {percent(full)}"
-        table = plain_table("method", title=title)
+        table = plain_table("method", title=f"{name}: % right (95 % interval)")
         for keep in data["budgets"]:
             table.add_column(str(keep), justify="right", no_wrap=True)
+        table.add_row(f"all {full['tokens']:.0f} tokens", *[percent(full)] * len(data["budgets"]))
         for label in dict.fromkeys(row["label"] for row in suite["rows"]):
             table.add_row(label, *(percent(row) for row in suite["rows"] if row["label"] == label))
         yield table

@@ -136,8 +136,8 @@ def _limits(data: Plain) -> str:
     if not own:
         lines.insert(
             0,
-            "The model is small and has seen nothing but drawn scenes, most of them background. What pruning does "
-            "to it shows how a method works; it does not say what LLaVA-7B loses on photographs.",
+            "The model is small and has seen nothing but drawn scenes, which are mostly background. What pruning "
+            "does to it shows how a method works; it does not say what LLaVA-7B loses on photographs.",
         )
     return "## What these numbers do not show\n\n" + "\n".join(f"- {line}" for line in lines)
 
