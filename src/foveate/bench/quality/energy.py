@@ -5,7 +5,7 @@ from torch import Tensor
 
 from foveate.select import residual_energy
 
-DEPENDENT = 1e-7  # of a row's length: a residual under it makes the row dependent on those before
+DEPENDENT = 1e-12  # of a row's length: a residual under it makes the row dependent on those before
 DECIMALS = 9  # what is left under this is rounding
 
 
