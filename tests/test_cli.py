@@ -102,7 +102,11 @@ def test_compare_takes_methods_with_options_and_budgets():
     data = run_json("ask", SCENE, QUESTION, "--compare", *arguments)
     assert [answer["method"] for answer in data["answers"]] == ["none", "spare:beta=0.5,relevance=llm", "rrqr"]
     decided = [answer["decided"] for answer in data["answers"]]
-    assert decided == ["UniformGrid()", "SPARE(beta=0.5, relevance='llm')", "RRQR()"]
+    assert decided == [
+        "UniformGrid()",
+        "SPARE(beta=0.5, relevance='llm', sign='-', rows='raw')",
+        "RRQR(rows='raw')",
+    ]
     assert data["answers"][1]["tagger"] in ("spacy", "hanta", "content words")
 
 
@@ -119,7 +123,7 @@ def test_methods_lists_the_table():
     rows = run_json("methods")["methods"]
     assert [row["name"] for row in rows] == list(METHODS)
     spare = rows[0]
-    assert spare["options"] == {"beta": 1.0, "relevance": "auto"}
+    assert spare["options"] == {"beta": 1.0, "relevance": "auto", "sign": "-", "rows": "raw"}
     assert spare["needs"] == ["question"]
     assert all(row["source"] for row in rows)
     assert "2606.18681" in run("methods").stdout
@@ -151,7 +155,7 @@ BAD = {
     "extra image mark": (["ask", SCENE, "Is <image> like this?"], "<image>"),
     "unknown method": (["ask", SCENE, "?", "--method", "best"], "allowed are spare"),
     "unknown option": (["ask", SCENE, "?", "--method", "spare:gamma=1"], "allowed are beta, relevance"),
-    "option of none": (["ask", SCENE, "?", "--method", "rrqr:beta=1"], "none at all"),
+    "option of none": (["ask", SCENE, "?", "--method", "uniform:beta=1"], "none at all"),
     "bad option value": (["ask", SCENE, "?", "--method", "spare:beta=x"], "float number"),
     "option out of range": (["ask", SCENE, "?", "--method", "spare:beta=-1"], "0 or more"),
     "bad choice": (["ask", SCENE, "?", "--method", "spare:relevance=eye"], "auto, clip, llm, none"),
@@ -239,7 +243,8 @@ def test_methods_as_text():
     assert parse_method("spare:beta=0.5,relevance=llm") == SPARE(beta=0.5, relevance="llm")
     assert parse_method("spare:relevance=none") == SPARE(relevance=None)
     assert parse_method("resprune:alpha=auto,pool=mean") == ResPrune(pool="mean")
-    assert parse_method("resprune:alpha=0.3") == ResPrune(alpha=0.3)
+    assert parse_method("resprune:alpha=0.3,seed=none") == ResPrune(alpha=0.3, seed="none")
+    assert parse_method("spare:sign=+,rows=unit") == SPARE(sign="+", rows="unit")
     assert parse_method("random:seed=7") == Random(seed=7)
     assert parse_method(" rrqr ") == RRQR()
 

@@ -176,6 +176,37 @@ def test_resprune_multiplies_energy_with_relevance():
     assert ResPrune().rank(replace(image, cls_attention=None), 12)[0] == longest
 
 
+def test_without_a_seed_resprunes_first_token_is_the_one_of_the_largest_score():
+    image = tokens()
+    r = question_relevance(image.features, image.question, "max").clamp(min=1e-6)
+    expected = select_residual(image.features, 12, weight=r**0.75)
+    assert ResPrune(seed="none").rank(image, 12).tolist() == expected.tolist()
+    assert expected[0] == (r**0.75 * image.features.square().sum(dim=1)).argmax()
+    assert ResPrune(seed="none", alpha=0).rank(image, 12).tolist() == RRQR().rank(image, 12).tolist()
+
+
+@pytest.mark.parametrize("relevance", ["clip", "llm"])
+def test_spare_of_the_other_sign_is_spare_of_the_opposite_relevance(relevance):
+    image = tokens()
+    opposite = replace(image, clip_relevance=-image.clip_relevance, question=-image.question)
+    favoured = SPARE(sign="+", relevance=relevance).rank(image, 20).tolist()
+    assert favoured == SPARE(relevance=relevance).rank(opposite, 20).tolist()
+    assert favoured != SPARE(relevance=relevance).rank(image, 20).tolist()
+
+
+@pytest.mark.parametrize("kind", [RRQR, SPARE, ResPrune])
+def test_unit_rows_are_raw_ones_weighted_against_their_length(kind):
+    image = tokens(dtype=torch.float64)
+    image = replace(image, features=image.features * torch.rand(48, 1, dtype=torch.float64))
+    unit = replace(image, features=image.features / image.features.norm(dim=1, keepdim=True))
+    found = kind(rows="unit").rank(image, 15).tolist()
+    assert found == kind().rank(unit, 15).tolist()
+    assert found != kind().rank(image, 15).tolist()
+    if kind is RRQR:
+        weight = image.features.square().sum(dim=1).reciprocal()
+        assert found == select_residual(image.features, 15, weight=weight).tolist()
+
+
 def test_resprune_is_gentler_on_qwen():
     qwen = replace(tokens(), family="qwen2_5_vl")
     assert ResPrune().rank(qwen, 20).tolist() == ResPrune(alpha=0.3).rank(qwen, 20).tolist()
@@ -207,6 +238,11 @@ def test_constant_relevance_is_no_relevance():
         lambda: ResPrune(alpha=-0.1),
         lambda: ResPrune(pool="min"),
         lambda: ResPrune(seed=3),
+        lambda: ResPrune(seed=None),
+        lambda: ResPrune(rows="l2"),
+        lambda: SPARE(sign="0"),
+        lambda: SPARE(rows=None),
+        lambda: RRQR(rows="normed"),
         lambda: RelevanceTopK("sum"),
         lambda: Random(-1),
         lambda: Random(1.5),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from foveate.methods.base import Method, at_least_zero, one_of, precise
 from foveate.methods.relevance import POOLS, powered, question_relevance
+from foveate.methods.rows import ROWS, rows_of
 from foveate.select import select_residual
 from foveate.tokens import Signal, VisualTokens
 
@@ -27,8 +28,10 @@ class ResPrune(Method):
     Attributes:
         alpha: strength of the text, 0 or more; ``"auto"`` is 0.3 for Qwen models and 0.75 for others.
         pool: over the nouns' tokens: ``max`` (the paper's choice), ``mean``, or ``pooled``.
-        seed: the first token: the largest CLS attention (``cls``), the largest l2 norm (``norm``), or
-            ``auto``: cls where the vision tower has a CLS token, else norm.
+        seed: the first token: the largest CLS attention (``cls``), the largest l2 norm (``norm``), the
+            largest score like all others (``none``), or ``auto``: cls where the vision tower has a CLS
+            token, else norm.
+        rows: ``raw``, or ``unit``: directions alone.
 
     Raises:
         InvalidOption: an option outside the above.
@@ -43,13 +46,15 @@ class ResPrune(Method):
 
     alpha: float | Literal["auto"] = "auto"
     pool: Literal["max", "mean", "pooled"] = "max"
-    seed: Literal["auto", "cls", "norm"] = "auto"
+    seed: Literal["auto", "cls", "norm", "none"] = "auto"
+    rows: Literal["raw", "unit"] = "raw"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, str) and self.alpha == "auto"):
             at_least_zero("alpha", self.alpha)
         one_of("pool", self.pool, POOLS)
-        one_of("seed", self.seed, ("auto", "cls", "norm"))
+        one_of("seed", self.seed, ("auto", "cls", "norm", "none"))
+        one_of("rows", self.rows, ROWS)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -67,7 +72,7 @@ class ResPrune(Method):
         """See `Method.rank`."""
         method = self.settled(tokens.signals)
         weight, first = method._weight(tokens), method._first(tokens)
-        return select_residual(tokens.features, k, weight=weight, first=first)
+        return select_residual(rows_of(tokens.features, self.rows), k, weight=weight, first=first)
 
     def _weight(self, tokens: VisualTokens) -> Tensor | None:
         default = ALPHA_QWEN if tokens.family.startswith("qwen") else ALPHA_LLAVA
@@ -77,7 +82,9 @@ class ResPrune(Method):
         relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
         return None if relevance is None else powered(relevance.clamp(min=EPSILON), alpha)
 
-    def _first(self, tokens: VisualTokens) -> Tensor:
+    def _first(self, tokens: VisualTokens) -> Tensor | None:
+        if self.seed == "none":
+            return None
         if self.seed == "cls":
             return tokens.signal(Signal.CLS_ATTENTION).argmax()
         norms: Tensor = torch.linalg.vector_norm(precise(tokens.features), dim=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from foveate.methods.base import Method, at_least_zero, one_of
 from foveate.methods.relevance import powered, question_relevance, scaled
+from foveate.methods.rows import ROWS, rows_of
 from foveate.select import select_residual
 from foveate.tokens import Signal, VisualTokens
 
@@ -27,6 +28,9 @@ class SPARE(Method):
         relevance: ``"clip"`` (projected CLIP patch against the question's CLIP embedding), ``"llm"``
             (mean cosine with the question's nouns in the language model's embedding space), ``"auto"``
             (clip where a CLIP text tower is at hand, else llm), or None.
+        sign: ``-`` favours tokens of low relevance (SPARE's point); ``+`` those of high relevance, with
+            ``w_i = (rhat_i + eps)^beta``.
+        rows: ``raw``, or ``unit``: directions alone.
 
     Raises:
         InvalidOption: an option outside the above.
@@ -41,10 +45,14 @@ class SPARE(Method):
 
     beta: float = 1.0
     relevance: Literal["auto", "clip", "llm"] | None = "auto"
+    sign: Literal["-", "+"] = "-"
+    rows: Literal["raw", "unit"] = "raw"
 
     def __post_init__(self) -> None:
         at_least_zero("beta", self.beta)
         one_of("relevance", self.relevance, ("auto", "clip", "llm", None))
+        one_of("sign", self.sign, ("-", "+"))
+        one_of("rows", self.rows, ROWS)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -62,12 +70,14 @@ class SPARE(Method):
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
         method = self.settled(tokens.signals)
-        return select_residual(tokens.features, k, weight=method._weight(tokens))
+        return select_residual(rows_of(tokens.features, self.rows), k, weight=method._weight(tokens))
 
     def _weight(self, tokens: VisualTokens) -> Tensor | None:
         relevance = self._relevance(tokens) if self.needs else None
         rhat = None if relevance is None else scaled(relevance)
-        return None if rhat is None else powered(1 - rhat + EPSILON, self.beta)
+        if rhat is None:
+            return None
+        return powered((rhat if self.sign == "+" else 1 - rhat) + EPSILON, self.beta)
 
     def _relevance(self, tokens: VisualTokens) -> Tensor | None:
         if self.relevance == "llm":
