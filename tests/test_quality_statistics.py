@@ -8,7 +8,7 @@ from scipy import stats
 
 from foveate.bench.statistics import (
     Estimate,
-    mean,
+    difference,
     moments,
     quotient,
     rank_correlation,
@@ -38,29 +38,56 @@ def test_resamples_draw_as_many_questions_as_there_are_and_are_always_the_same()
     assert counts.var() == pytest.approx(1 - 1 / 30, abs=0.02)  # of a multinomial's cell
 
 
-@pytest.mark.parametrize("values", [[0, 1, 1, 0, 1], [0.2, -1, 1, 0, 0.4]])
-def test_the_interval_of_a_mean_is_that_of_all_resamples_there_are(values):
-    values = np.array(values, dtype=float)
-    every = [np.mean(drawn) for drawn in product(values, repeat=len(values))]  # 3125, equally likely
-    estimate = mean(values, resamples(len(values), times=20000))
-    assert estimate.value == pytest.approx(values.mean())
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.percentile(every, (2.5, 97.5))), abs=0.05)
+def percentiles(values, weights):
+    """Of a discrete distribution, 2.5 and 97.5."""
+    order = np.argsort(values)
+    reached = np.cumsum(np.asarray(weights)[order]) / np.sum(weights)
+    return tuple(np.asarray(values)[order][np.searchsorted(reached, (0.025, 0.975))])
+
+
+SHIFTS = np.arange(-8, 9)
+CHANCES = stats.skellam.pmf(SHIFTS, 1, 1)  # of a Poisson(1) less another
+
+
+@pytest.mark.parametrize("gaps", [[0, 1, 1, 0, -1], [0.2, -1, 1, 0, 0.4]])
+def test_the_interval_of_a_difference_is_that_of_all_resamples_there_are(gaps):
+    gaps = np.array(gaps, dtype=float)
+    sums = [sum(drawn) for drawn in product(gaps, repeat=len(gaps))]  # 3125, equally likely
+    every = [(total + shift) / len(gaps) for total in sums for shift in SHIFTS]
+    estimate = difference(gaps, resamples(len(gaps), times=20000))
+    assert estimate.value == pytest.approx(gaps.mean())
+    assert (estimate.low, estimate.high) == pytest.approx(
+        percentiles(every, np.tile(CHANCES, len(sums))), abs=0.05
+    )
 
 
 def test_the_interval_of_a_ratio_is_that_of_all_resamples_there_are():
     above, below = np.array([1.0, 0, 1, 0, 0]), np.array([1.0, 1, 1, 0, 1])
-    pairs = np.stack([above, below], axis=1)
-    every = [sum(drawn)[0] / sum(drawn)[1] for drawn in product(pairs, repeat=5) if sum(drawn)[1] > 0]
+    sums = [s for drawn in product(np.stack([above, below], axis=1), repeat=5) if (s := sum(drawn))[1] > 0]
+    every = [max(top + shift, 0) / bottom for top, bottom in sums for shift in SHIFTS]
     estimate = ratio(above, below, resamples(5, times=20000))
     assert estimate.value == 0.5
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.percentile(every, (2.5, 97.5))), abs=0.05)
+    assert (estimate.low, estimate.high) == pytest.approx(
+        percentiles(every, np.tile(CHANCES, len(sums))), abs=0.05
+    )
+
+
+@pytest.mark.parametrize("n", [50, 400])
+@pytest.mark.parametrize("against", [0, 1, 3, 6])
+def test_a_difference_is_claimed_where_the_exact_sign_test_claims_it(n, against):
+    for extra in range(1, 16):
+        gaps = np.zeros(n)
+        gaps[: against + extra], gaps[against + extra : 2 * against + extra] = 1, -1
+        exact = stats.binomtest(against, 2 * against + extra).pvalue
+        claimed = difference(gaps, resamples(n)).sign == 1
+        assert claimed == (exact < 0.05) or 0.03 < exact < 0.08, (extra, exact)
 
 
 def test_comparisons_are_paired():
     base = np.array([1.0, 0.0] * 50)
     counts = resamples(100)
-    assert mean(base - base, counts) == Estimate(0, 0, 0)  # unpaired resampling would spread here
-    assert ratio(base, base, counts) == Estimate(1, 1, 1)
+    same = difference(base - base, counts)
+    assert (same.value, same.low, same.high) == pytest.approx((0, -0.03, 0.03), abs=0.011)  # unpaired: 0.14
     worse = base.copy()
     worse[:20] = 0
     estimate = ratio(worse, base, counts)
@@ -75,7 +102,7 @@ def test_intervals_cover_a_known_shift_as_often_as_they_say():
     for _ in range(400):
         first = (rng.random(150) < 0.6).astype(float)
         second = np.where(rng.random(150) < 0.25, rng.random(150) < 0.2, first)  # a quarter redrawn: -0.1
-        covered += (e := mean(second - first, counts)).low <= -0.1 <= e.high
+        covered += (e := difference(second - first, counts)).low <= -0.1 <= e.high
         claimed += e.sign == 1
     assert 0.91 < covered / 400 < 0.99
     assert claimed <= 2  # the wrong sign, for certain

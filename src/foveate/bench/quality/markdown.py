@@ -41,8 +41,9 @@ def _opening(data: Plain, command: str) -> str:
     number = _count(data)
     reading = [
         "Intervals are of 95 %. Accuracies have Wilson's. All that is compared has a paired bootstrap over "
-        f"questions ({drawn['resamples']} resamples): both sides answer the same questions in every resample.",
-        f"*Random* is the mean of {drawn['random_seeds']} seeds, and its interval is that of these seeds.",
+        f"questions ({drawn['resamples']} resamples): both sides answer the same questions in every resample. One "
+        "made-up question for either side joins in, so that a handful of questions cannot make a difference.",
+        f"*Random* is the mean of {drawn['random_seeds']} seeds; intervals hold for these seeds.",
         "Every arm sent exactly the number of visual tokens that its column names; a run stops otherwise.",
         'A difference is called one (**bold**, "ahead", "behind") only where its interval leaves out 0. '
         f"This page holds {number} such comparisons and corrects for none: if nothing differed, about "
@@ -128,7 +129,7 @@ def _limits(data: Plain) -> str:
     lines = [
         "Intervals are over questions alone. Another model, another training of the same model, or another prompt "
         "may move all of it.",
-        "Random's interval is that of its seeds; the random control keeps the same places in every image.",
+        "Random's intervals are those of its seeds; each keeps the same places in every image.",
         "The methods' unpublished details are this project's reading of their papers (docs/methods.md): a loss "
         "here is a loss of that reading.",
         "Equal tokens are not equal seconds: selection costs time, and a down-sampled image saves the encoder's.",

@@ -157,5 +157,5 @@ def _check_counts(arm: Arm, pruned: Pruned) -> None:
         if after != arm.budget.count(before):
             raise InvalidBudget(
                 f"{arm.label}: {after} visual tokens went to the language model, asked for were "
-                f"{arm.budget.count(before)} of {before}: arms are compared at equal counts alone"
+                f"{arm.budget.count(before)} of {before}: arms are compared at equal counts, choose others"
             )

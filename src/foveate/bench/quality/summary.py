@@ -9,7 +9,7 @@ import numpy as np
 from foveate.bench.quality.correlation import correlate
 from foveate.bench.quality.measured import Measured, Row
 from foveate.bench.quality.suites import CONTROLS, DEFAULT, RANDOM_SEEDS, Suite, Variant
-from foveate.bench.statistics import RESAMPLES, Counts, Estimate, Flags, mean, ratio, resamples, wilson
+from foveate.bench.statistics import RESAMPLES, Counts, Estimate, Flags, difference, ratio, resamples, wilson
 
 DIGITS = 4
 DOWNSAMPLED = "downsample"  # the arm whose wrong answers mark the questions that need detail
@@ -52,7 +52,7 @@ def _suite(measured: Measured, suite: Suite, counts: Counts) -> Plain:
     for variant in suite.variants:
         for budget in measured.plan.budgets:
             row = measured.row(variant, budget)
-            against = mean(row.right - measured.random(budget).right, counts)
+            against = difference(row.right - measured.random(budget).right, counts)
             head = {"label": variant.label, "method": variant.spec, "positions": variant.positions}
             rows.append({**head, "keep": budget.keep, **_row(measured, row, counts), "to_random": _plain(against)})
     for one, other in suite.compared:
@@ -65,7 +65,7 @@ def _suite(measured: Measured, suite: Suite, counts: Counts) -> Plain:
                         "to": other,
                         "keep": budget.keep,
                         "skill": skill,
-                        **_plain(_mean_of(gap, _flags(measured, skill), counts)),
+                        **_plain(_difference(gap, _flags(measured, skill), counts)),
                     }
                 )
     return {"asks": suite.asks, "apart": list(suite.apart), "rows": rows, "differences": differences}
@@ -76,34 +76,30 @@ def _row(measured: Measured, row: Row, counts: Counts) -> Plain:
     skills = {}
     for skill in dict.fromkeys(measured.skills):
         flags = _flags(measured, skill)
-        to_all = _mean_of(row.right - base, flags, counts)
-        skills[skill] = {**_accuracy(row, flags, counts), "to_all": _plain(to_all)}
+        to_all = _difference(row.right - base, flags, counts)
+        skills[skill] = {**_accuracy(row, flags), "to_all": _plain(to_all)}
     relative = ratio(row.right, base, counts)
     return {
         "tokens": _rounded(row.tokens),
         "seconds": _rounded(row.seconds),
-        **_accuracy(row, np.ones(len(base)), counts),
+        **_accuracy(row, np.ones(len(base))),
         "relative": None if relative is None else _plain(relative, about=1.0),
-        "to_all": _plain(mean(row.right - base, counts)),
+        "to_all": _plain(difference(row.right - base, counts)),
         "skills": skills,
     }
 
 
-def _accuracy(row: Row, flags: Flags, counts: Counts) -> Plain:
-    """Wilson's interval for one arm; for the mean over seeds, which is no count, the bootstrap's."""
+def _accuracy(row: Row, flags: Flags) -> Plain:
+    """With Wilson's interval; for the mean over seeds, which varies less than one arm, it is rather too wide."""
     part = row.right[flags > 0]
-    if len(row.seeds) == 1:
-        low, high = wilson(part)
-    else:
-        estimate = _mean_of(row.right, flags, counts)
-        low, high = estimate.low, estimate.high
+    low, high = wilson(part)
     return {"accuracy": _rounded(float(part.mean())), "interval": [_rounded(low), _rounded(high)]}
 
 
-def _mean_of(values: Flags, flags: Flags, counts: Counts) -> Estimate:
-    """The mean over flagged questions; resamples that drew none of them are left out."""
+def _difference(gaps: Flags, flags: Flags, counts: Counts) -> Estimate:
+    """Over flagged questions; resamples that drew none of them are left out."""
     chosen = counts[:, flags > 0]
-    return mean(values[flags > 0], chosen[chosen.any(axis=1)])
+    return difference(gaps[flags > 0], chosen[chosen.any(axis=1)])
 
 
 def _against_controls(measured: Measured, suite: Suite, counts: Counts) -> list[Plain]:
@@ -114,7 +110,7 @@ def _against_controls(measured: Measured, suite: Suite, counts: Counts) -> list[
             for budget in measured.plan.budgets:
                 gap = measured.row(variant, budget).right - measured.row(Variant(control, control), budget).right
                 head = {"of": variant.label, "to": control, "keep": budget.keep}
-                found.append({**head, **_plain(mean(gap, counts))})
+                found.append({**head, **_plain(difference(gap, counts))})
     return found
 
 
@@ -133,8 +129,8 @@ def _detail(measured: Measured, suite: Suite) -> list[Plain]:
             for label, row in rows if n else ():
                 part = replace(row, right=row.right[flags > 0], seeds=row.seeds[:, flags > 0])
                 head = {"label": label, "keep": budget.keep, "group": group, "n": n}
-                against = _plain(mean(part.right - random, counts))
-                found.append({**head, **_accuracy(part, np.ones(n), counts), "to_random": against})
+                against = _plain(difference(part.right - random, counts))
+                found.append({**head, **_accuracy(part, np.ones(n)), "to_random": against})
     return found
 
 
