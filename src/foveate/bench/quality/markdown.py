@@ -47,7 +47,7 @@ def _opening(data: Plain, command: str) -> str:
         "Every arm sent exactly the number of visual tokens that its column names; a run stops otherwise.",
         'A difference is called one (**bold**, "ahead", "behind") only where its interval leaves out 0. '
         f"This page holds {number} such comparisons and corrects for none: if nothing differed, up to "
-        f"{round(number / 20)} or so would stand out by chance. One bold cell is weak evidence; a row of them is not.",
+        f"{round(number / 20)} or so would stand out by chance. One bold cell is weak; a row of them is not.",
     ]
     return "\n\n".join(
         [
