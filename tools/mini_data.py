@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from foveate.mini.phrases import NAMED
 from foveate.mini.scenes import (
     CELL,
     COLOURS,
@@ -17,6 +18,7 @@ from foveate.mini.scenes import (
     SIZES,
     TEXTURES,
     Scene,
+    Thing,
     draw,
     random_scene,
     scene_rng,
@@ -26,6 +28,7 @@ PATCH = 8
 SIDE = 24  # patches per image side
 SPAN = CELL // PATCH  # patches per cell side
 IGNORE = -100
+STRANGE = "ADFGJNOQSUVWY23456789"  # letters no question asks for
 # Dense targets in the order of the last axis of `patch_labels`; class 0 is "none".
 TARGETS = {
     "shape": 1 + len(SHAPES),
@@ -85,9 +88,8 @@ def texture_class(scene: Scene) -> int:
 
 
 def class_of(name: str, value: str) -> int:
-    """The class of an attribute's value in `patch_labels`; IGNORE for a colour that has no name."""
-    values = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "letter": LETTERS}[name]
-    return values.index(value) + 1 if value in values else IGNORE
+    """The class of an attribute's value in `patch_labels`; IGNORE for one that has no name."""
+    return NAMED[name].index(value) + 1 if value in NAMED[name] else IGNORE
 
 
 def mixed_scene(index: int) -> Scene:
@@ -95,16 +97,23 @@ def mixed_scene(index: int) -> Scene:
     return crowded_scene(index) if index % 4 == 0 else plain_scene(index)
 
 
-def repainted(scene: Scene, seed: int) -> Scene:
-    """The scene with half of its things in colours that have no name.
+def estranged(scene: Scene, seed: int) -> Scene:
+    """The scene with many of its things in a colour without a name, with a strange letter, or without a shape.
 
-    Training holds out some pairs of shape and colour; a tower that met each shape in five colours only takes the
-    sixth for another shape. Colours far from every named one show it shapes apart from colours, and no held-out
-    pair.
+    Training holds out some pairs of shape and colour, and of shape and letter; a tower that met each shape in five
+    colours only takes the sixth for another shape. Strange values show it each attribute apart from the others,
+    and no pair that is held out.
     """
-    rng = random.Random(f"repainted {seed}")
-    things = (replace(t, colour=_nameless(rng)) if rng.random() < 0.5 else t for t in scene.things)
-    return replace(scene, things=tuple(things))
+    rng = random.Random(f"estranged {seed}")
+    return replace(scene, things=tuple(_estranged(thing, rng) for thing in scene.things))
+
+
+def _estranged(thing: Thing, rng: random.Random) -> Thing:
+    if rng.random() < 0.12:
+        return replace(thing, shape="", colour=_nameless(rng))
+    if rng.random() < 0.5:
+        thing = replace(thing, colour=_nameless(rng))
+    return replace(thing, letter=rng.choice(STRANGE)) if rng.random() < 0.3 else thing
 
 
 def _nameless(rng: random.Random) -> str:

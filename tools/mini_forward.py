@@ -47,11 +47,11 @@ class Pack:
         values = (getattr(self, field.name) for field in fields(self))
         return Pack(*(value.to(device) if isinstance(value, Tensor) else value for value in values))
 
-    def renamed(self, swap: Tensor) -> Pack:
-        """The same with other words, by image: `swap` [B, V]."""
+    def renamed(self, names: Tensor) -> Pack:
+        """The same with other words, by image: `names` [B, V]."""
         image = self.row // self.questions
-        target = torch.where(self.target < 0, self.target, swap[image, self.target.clamp(min=0)])
-        return replace(self, ids=swap[image, self.ids], target=target)
+        target = torch.where(self.target < 0, self.target, names[image, self.target.clamp(min=0)])
+        return replace(self, ids=names[image, self.ids], target=target)
 
 
 def answer_logits(model: LlavaForConditionalGeneration, packed: Pack, image: Tensor) -> Tensor:

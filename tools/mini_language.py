@@ -49,20 +49,14 @@ class Eyes:
     def __init__(self, model: LlavaForConditionalGeneration, symbols: Symbols, device: torch.device) -> None:
         self.model, self.symbols, self.device = model, symbols, device
 
-    def words(self, shelf: Shelf, chosen: list[int], pick: Pick) -> Tensor:
-        """[B, n, D] sums of word embeddings."""
+    def words(self, shelf: Shelf, chosen: list[int], pick: Pick, names: Tensor | None = None) -> Tensor:
+        """[B, n, D] sums of word embeddings, renamed by `names` [B, V]."""
         labels, indices = (part.to(self.device) for part in shelf.look(chosen, pick))
-        return self.symbols.goal(labels, indices, self.model.get_input_embeddings().weight)
+        return self.symbols.goal(labels, indices, self.model.get_input_embeddings().weight, names)
 
     def patches(self, shelf: Shelf, chosen: list[int], pick: Pick) -> Tensor:
         """[B, n, D] projected features."""
         return self.model.model.multi_modal_projector(shelf.take(chosen, pick).to(self.device))
-
-    def change(self, shelf: Shelf, chosen: list[int], pick: Pick, swap: Tensor) -> Tensor:
-        """[B, n, D] to add to either, so that things go by swapped words."""
-        labels, indices = (part.to(self.device) for part in shelf.look(chosen, pick))
-        embedding = self.model.get_input_embeddings().weight
-        return self.symbols.goal(labels, indices, embedding, swap) - self.symbols.goal(labels, indices, embedding)
 
     def off(self, image: Tensor, shelf: Shelf, chosen: list[int], pick: Pick) -> Tensor:
         """How far projected features are from the words."""
@@ -78,8 +72,9 @@ def make_step(
     def step(at: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.sample(range(len(shelf.scenes)), stage.batch)
         pick = pick_patches(shelf.labels[chosen], stage.extra, np.random.default_rng(rng.getrandbits(32)))
+        names = eyes.symbols.shuffle(stage.batch, rng) if stage.shuffled else None
         if stage.words:
-            image = eyes.words(shelf, chosen, pick)
+            image = eyes.words(shelf, chosen, pick, names)
             image = image + NOISE * torch.randn_like(image)
             away = torch.zeros((), device=device)
         else:
@@ -89,10 +84,7 @@ def make_step(
             return away, {"away": away.item()}
         prompts = [draw_prompts(shelf.scenes[index], rng, stage.questions, stage.focus) for index in chosen]
         packed = pack(prompts, pick, tokenizer).to(device)
-        if stage.swap:
-            swap = eyes.symbols.swap(stage.batch, stage.swap, rng)
-            image = image + eyes.change(shelf, chosen, pick, swap)
-            packed = packed.renamed(swap)
+        packed = packed if names is None else packed.renamed(names)
         loss = answer_loss(answer_logits(eyes.model, packed, image), packed)
         return loss + 0.1 * away, {"loss": loss.item(), "away": away.item()}
 

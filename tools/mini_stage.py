@@ -33,7 +33,7 @@ class Stage:
     muon: bool = False
     focus: tuple[str, ...] = ()  # language model: exercises drawn more often
     words: bool = False  # language model: sees the words for what patches show, not the patches
-    swap: float = 0.0  # language model: how often a colour, shape or letter goes by a made-up word
+    shuffled: bool = False  # language model, with words: colours, shapes and letters trade names in every scene
 
     @property
     def logged(self) -> range:

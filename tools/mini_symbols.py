@@ -17,7 +17,6 @@ from foveate.mini.scenes import COLOURS, COLUMNS, GRID, LETTERS, SHAPES, SIZES
 from mini_data import SIDE, SPAN
 
 NOTHING = "<image>"  # stands for empty ground: its own embedding has no other use
-UNUSED = range(0xA1, 0x100)  # byte-level BPE's characters for bytes that ASCII does not have
 
 
 class Symbols:
@@ -35,42 +34,35 @@ class Symbols:
         self.cells = ids([f"{column}{row}" for row in rows for column in COLUMNS])
         self.nothing = tokenizer.convert_tokens_to_ids(NOTHING)
 
-        # A byte that no text of ours holds is a word without a meaning.
-        unused = [index for word, index in tokenizer.get_vocab().items() if len(word) == 1 and ord(word) in UNUSED]
-        unused = torch.tensor(sorted(unused), device=device)
         shapes = torch.stack([self.words[0], ids([noun(shape, plural=True) for shape in SHAPES])], dim=1)
-        self.swaps = []
-        for known in (shapes, self.words[1][:, None], self.words[3][:, None]):
-            self.swaps.append((known, unused[: known.numel()].view_as(known)))
-            unused = unused[known.numel() :]
+        self.names = (shapes, self.words[1][:, None], self.words[3][:, None])
         self.vocabulary = torch.arange(len(tokenizer), device=device)
 
-    def swap(self, images: int, share: float, rng: random.Random) -> Tensor:
-        """[images, V]: the word for each word; in every image a share of colours, shapes and letters is renamed.
+    def shuffle(self, images: int, rng: random.Random) -> Tensor:
+        """[images, V]: the word for each word; in every image colours, shapes and letters trade names.
 
-        Training never shows some pairs, and a model that met every red thing but a circle takes red for a sign of
-        no circle. Made-up words break such rules without showing a pair that is held out.
+        No picture shows a pair that is held out, and a model that met every red thing but a circle takes red for a
+        sign of no circle. Where names are shuffled, language gives no such rule away.
         """
         table = self.vocabulary.repeat(images, 1)
         for row in table:
-            for known, made_up in self.swaps:
-                chosen = [index for index in range(len(known)) if rng.random() < share]
-                row[known[chosen]] = made_up[rng.sample(range(len(made_up)), len(chosen))]
+            for names in self.names:
+                row[names] = names[rng.sample(range(len(names)), len(names))]
         return table
 
-    def goal(self, labels: Tensor, indices: Tensor, embedding: Tensor, swap: Tensor | None = None) -> Tensor:
+    def goal(self, labels: Tensor, indices: Tensor, embedding: Tensor, names: Tensor | None = None) -> Tensor:
         """[B, n, D] sums of word embeddings; `labels` [B, n, 5], `indices` [B, n] into 576, `embedding` [V, D].
 
         A thing's words are its shape, colour, size and cell, near its middle its letter, and right there 'thing'.
-        `swap` [B, V] renames them.
+        `names` [B, V] renames them.
         """
-        swap = self.vocabulary.expand(len(labels), -1) if swap is None else swap
+        names = self.vocabulary.expand(len(labels), -1) if names is None else names
         thing = labels[..., :1] > 0
         cells = indices // SIDE // SPAN * GRID + indices % SIDE // SPAN
         total = torch.where(thing, embedding[self.cells[cells]], embedding[self.nothing])
         for channel, words in enumerate(self.words):
             classes = labels[..., channel].long()
-            word = swap[:, words].gather(1, (classes - 1).clamp(min=0))
+            word = names[:, words].gather(1, (classes - 1).clamp(min=0))
             total = total + embedding[word] * (classes > 0)[..., None]
         return total
 

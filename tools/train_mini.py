@@ -32,15 +32,16 @@ from mini_symbols import Symbols
 from mini_words import build_tokenizer
 
 TOWER = (
-    Stage("crops", steps=800, batch=64, rate=1e-3, horizon=800, cells=2, muon=True),
-    Stage("whole", steps=200, batch=24, rate=6e-4, horizon=200, cells=4, muon=True),
+    Stage("crops", steps=700, batch=64, rate=1e-3, horizon=800, cells=2, muon=True),
+    Stage("whole", steps=260, batch=24, rate=6e-4, horizon=260, cells=4, muon=True),
+    Stage("again", steps=280, batch=24, rate=8e-4, horizon=280, cells=4, muon=True),
 )
 LANGUAGE = (
     Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
-    Stage("swaps", 350, 24, rate=1e-3, horizon=450, extra=0, questions=14, muon=True, words=True, swap=0.5),
+    Stage("names", 300, 24, rate=1e-3, horizon=350, extra=0, questions=14, muon=True, words=True, shuffled=True),
     Stage("align", steps=400, batch=64, rate=5e-3, horizon=400, extra=1),
-    Stage("coarse", 300, 24, rate=8e-4, horizon=400, extra=3, questions=14, muon=True, swap=0.3),
-    Stage("fine", 300, 8, rate=6e-4, horizon=300, extra=35, questions=20, muon=True, swap=0.3),
+    Stage("coarse", 300, 24, rate=8e-4, horizon=400, extra=3, questions=14, muon=True),
+    Stage("fine", 300, 8, rate=6e-4, horizon=300, extra=35, questions=20, muon=True),
 )
 LAYERS, WIDTH = 5, 192
 CROWDED, PLAIN, DEV = 6000, 6000, 400  # scenes for the tower, for the language model, questions for watching
@@ -66,7 +67,7 @@ class Trainer:
         for before, stage in zip((None, *TOWER), TOWER, strict=False):
             if self._begin(stage, before, pair):
                 make = data.crowded_scene if stage.cells < GRID else data.mixed_scene
-                scenes = [data.repainted(make(index), index) for index in range(CROWDED)]
+                scenes = [data.estranged(make(index), index) for index in range(CROWDED)]
                 images, labels = data.render_all(scenes), labels_of(scenes)
                 shelf = tower.Shelf(scenes, images, labels)
                 self.work.run(stage, pair, tower.make_step(stage, pair, shelf, self.clip_words, self.device), dict)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from foveate.mini.scenes import COLOURS, HELD_OUT_COLOURS, HELD_OUT_LETTERS, Scene, Thing
+from foveate.mini.scenes import COLOURS, HELD_OUT_COLOURS, HELD_OUT_LETTERS, LETTERS, SHAPES, SIZES, Scene, Thing
 
 ATTRIBUTES = ("size", "colour", "shape", "letter")
+NAMED = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "letter": LETTERS}
 # The attribute sets a question may name a thing by.
 NAMINGS = (
     ("colour", "shape"),
@@ -83,12 +84,11 @@ def caption(things: tuple[Thing, ...], rng: random.Random, most: int = 4) -> str
 
 
 def describe(thing: Thing, rng: random.Random) -> Description:
-    """A description by random attributes, mostly with colour and shape; never by a colour without a name."""
+    """A description by random attributes, mostly with colour and shape; all values that have names."""
     while True:
         names = tuple(
             name for name, chance in zip(ATTRIBUTES, (0.4, 0.85, 0.85, 0.6), strict=True) if rng.random() < chance
         )
-        if thing.colour not in COLOURS:
-            names = tuple(name for name in names if name != "colour")
+        names = tuple(name for name in names if getattr(thing, name) in NAMED[name])
         if names:
             return of(thing, names)

@@ -45,7 +45,7 @@ HELD_OUT_LETTERS = frozenset(zip(SHAPES, LETTERS[::2], strict=True))
 class Thing:
     """One lettered shape in cell (`row`, `col`), shifted by (`dx`, `dy`) pixels from the cell's centre.
 
-    `colour` is one of COLOURS, or '#rrggbb' for one that has no name.
+    In the tower's training also one of a colour without a name ('#rrggbb'), another letter, or no shape ('').
     """
 
     shape: str
