@@ -24,7 +24,7 @@ from foveate.mini.exam import exam
 from foveate.mini.questions import SKILL_TABLE, SKILLS, Question, correct
 from foveate.mini.scenes import SPLITS, Scene, draw, random_scene, scene_rng
 
-BATCH, ANSWER_TOKENS = 20, 16
+BATCH, ANSWER_TOKENS = 20, 24
 GREY = Image.new("RGB", (192, 192), (128, 128, 128))
 Items = Sequence[tuple[Scene, Question]]
 Prompt = Callable[[LlavaForConditionalGeneration, LlavaProcessor, Items], Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,11 @@ def make_step(
     """The training step of a stage: its loss and the numbers to log."""
 
     def step(at: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        if stage.rehearse and at % stage.rehearse == 0:
+            return one(rehearsal, rng)
+        return one(stage, rng)
+
+    def one(stage: Stage, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.sample(range(len(shelf.scenes)), stage.batch)
         pick = pick_patches(shelf.labels[chosen], stage.extra, np.random.default_rng(rng.getrandbits(32)))
         names = eyes.symbols.shuffle(stage.batch, rng) if stage.shuffled else None
@@ -88,6 +93,7 @@ def make_step(
         loss = answer_loss(answer_logits(eyes.model, packed, image), packed)
         return loss + 0.1 * away, {"loss": loss.item(), "away": away.item()}
 
+    rehearsal = replace(stage, words=True, shuffled=True, extra=0, batch=24, questions=14)
     return step
 
 

@@ -33,6 +33,7 @@ class Stage:
     muon: bool = False
     focus: tuple[str, ...] = ()  # language model: exercises drawn more often
     words: bool = False  # language model: sees the words for what patches show, not the patches
+    rehearse: int = 0  # language model: every so many steps are as if with words and shuffled names, 0 for none
     shuffled: bool = False  # language model, with words: colours, shapes and letters trade names in every scene
 
     @property

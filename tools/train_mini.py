@@ -38,10 +38,10 @@ TOWER = (
 )
 LANGUAGE = (
     Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
-    Stage("names", 300, 24, rate=1e-3, horizon=350, extra=0, questions=14, muon=True, words=True, shuffled=True),
+    Stage("names", 200, 24, rate=1e-3, horizon=350, extra=0, questions=14, muon=True, words=True, shuffled=True),
     Stage("align", steps=400, batch=64, rate=5e-3, horizon=400, extra=1),
-    Stage("coarse", 300, 24, rate=8e-4, horizon=400, extra=3, questions=14, muon=True),
-    Stage("fine", 300, 8, rate=6e-4, horizon=300, extra=35, questions=20, muon=True),
+    Stage("coarse", 250, 24, rate=8e-4, horizon=350, extra=3, questions=14, muon=True, rehearse=4),
+    Stage("fine", 300, 8, rate=8e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
 )
 LAYERS, WIDTH = 5, 192
 CROWDED, PLAIN, DEV = 6000, 6000, 400  # scenes for the tower, for the language model, questions for watching
