@@ -28,6 +28,7 @@ PATCH = 8
 SIDE = 24  # patches per image side
 SPAN = CELL // PATCH  # patches per cell side
 IGNORE = -100
+POLYGONS = ("5", "6", "7", "8")  # shapes no question asks for, by their corners
 STRANGE = "ADFGJNOQSUVWY23456789"  # letters no question asks for
 # Dense targets in the order of the last axis of `patch_labels`; class 0 is "none".
 TARGETS = {
@@ -98,22 +99,40 @@ def mixed_scene(index: int) -> Scene:
 
 
 def estranged(scene: Scene, seed: int) -> Scene:
-    """The scene with many of its things in a colour without a name, with a strange letter, or without a shape.
-
-    Training holds out some pairs of shape and colour, and of shape and letter; a tower that met each shape in five
-    colours only takes the sixth for another shape. Strange values show it each attribute apart from the others,
-    and no pair that is held out.
-    """
+    """The scene with most of its things in a nameless colour, with a strange letter, or of a strange shape."""
     rng = random.Random(f"estranged {seed}")
     return replace(scene, things=tuple(_estranged(thing, rng) for thing in scene.things))
 
 
+def told_apart(scene: Scene) -> np.ndarray:
+    """`patch_labels`, a thing's shapes only where colour and letter are strange, letters where the shape is.
+
+    Training holds out some pairs of shape and colour, and of shape and letter. A tower that is told the shape of red
+    things learns that red is a sign of no circle. Told apart from everything they may go with, shapes and letters
+    hold for all.
+    """
+    labels = patch_labels(scene)
+    for thing in scene.things:
+        if thing.colour in COLOURS or thing.letter in LETTERS:
+            _forget(labels, thing, "shape")
+        if thing.shape in SHAPES:
+            _forget(labels, thing, "letter")
+    return labels
+
+
+def _forget(labels: np.ndarray, thing: Thing, name: str) -> None:
+    """IGNORE an attribute of a thing."""
+    rows, columns = (slice(place * SPAN, (place + 1) * SPAN) for place in (thing.row, thing.col))
+    part = labels[rows, columns, list(TARGETS).index(name)]
+    part[part > 0] = IGNORE
+
+
 def _estranged(thing: Thing, rng: random.Random) -> Thing:
-    if rng.random() < 0.12:
-        return replace(thing, shape="", colour=_nameless(rng))
-    if rng.random() < 0.5:
-        thing = replace(thing, colour=_nameless(rng))
-    return replace(thing, letter=rng.choice(STRANGE)) if rng.random() < 0.3 else thing
+    if rng.random() < 0.4:
+        thing = replace(thing, shape=rng.choice(POLYGONS))
+    elif rng.random() < 0.7:
+        return replace(thing, letter=rng.choice(STRANGE), colour=_nameless(rng))
+    return replace(thing, colour=_nameless(rng)) if rng.random() < 0.5 else thing
 
 
 def _nameless(rng: random.Random) -> str:

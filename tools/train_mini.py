@@ -35,6 +35,7 @@ TOWER = (
     Stage("crops", steps=700, batch=64, rate=1e-3, horizon=800, cells=2, muon=True),
     Stage("whole", steps=260, batch=24, rate=6e-4, horizon=260, cells=4, muon=True),
     Stage("again", steps=280, batch=24, rate=8e-4, horizon=280, cells=4, muon=True),
+    Stage("apart", steps=220, batch=24, rate=8e-4, horizon=220, cells=4, muon=True),
 )
 LANGUAGE = (
     Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
@@ -68,7 +69,8 @@ class Trainer:
             if self._begin(stage, before, pair):
                 make = data.crowded_scene if stage.cells < GRID else data.mixed_scene
                 scenes = [data.estranged(make(index), index) for index in range(CROWDED)]
-                images, labels = data.render_all(scenes), labels_of(scenes)
+                labels = np.stack([data.told_apart(scene) for scene in scenes])
+                images = data.render_all(scenes)
                 shelf = tower.Shelf(scenes, images, labels)
                 self.work.run(stage, pair, tower.make_step(stage, pair, shelf, self.clip_words, self.device), dict)
 
