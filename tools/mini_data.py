@@ -105,9 +105,9 @@ def estranged(scene: Scene, seed: int) -> Scene:
 
 
 def told_apart(scene: Scene) -> np.ndarray:
-    """`patch_labels`, a thing's shapes only where colour and letter are strange, letters where the shape is.
+    """`patch_labels`, but shapes only where colour and letter are strange, letters where the shape is.
 
-    Training holds out some pairs of shape and colour, and of shape and letter. A tower that is told the shape of red
+    Training holds out some pairs of shape and colour, and of shape and letter. A tower told the shape of red
     things learns that red is a sign of no circle. Told apart from everything they may go with, shapes and letters
     hold for all.
     """
