@@ -36,6 +36,7 @@ TOWER = (
     Stage("whole", steps=260, batch=24, rate=6e-4, horizon=260, cells=4, muon=True),
     Stage("again", steps=280, batch=24, rate=8e-4, horizon=280, cells=4, muon=True),
     Stage("apart", steps=220, batch=24, rate=8e-4, horizon=220, cells=4, muon=True),
+    Stage("last", steps=160, batch=24, rate=7e-4, horizon=160, cells=4, muon=True),
 )
 LANGUAGE = (
     Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
@@ -68,7 +69,8 @@ class Trainer:
         for before, stage in zip((None, *TOWER), TOWER, strict=False):
             if self._begin(stage, before, pair):
                 make = data.crowded_scene if stage.cells < GRID else data.mixed_scene
-                scenes = [data.estranged(make(index), index) for index in range(CROWDED)]
+                first = TOWER.index(stage) * CROWDED  # scenes of its own for every stage
+                scenes = [data.estranged(make(index), index) for index in range(first, first + CROWDED)]
                 labels = np.stack([data.told_apart(scene) for scene in scenes])
                 images = data.render_all(scenes)
                 shelf = tower.Shelf(scenes, images, labels)
