@@ -98,7 +98,8 @@ def test_steps_lead_to_the_answer() -> None:
     """Where a question has steps, they name cells in which the things are that decide the answer."""
     for _, question in exam(800, seed=5, split="test"):
         if question.skill == "counting":
-            assert question.answer == str(len(question.steps)) and list(question.steps) == by_reading(question.steps)
+            assert question.answer == str(len(question.steps))
+            assert list(question.steps) == by_reading(question.steps)
         elif question.skill == "comparison":
             middle = question.steps.index("and")
             difference = middle - (len(question.steps) - middle - 1)

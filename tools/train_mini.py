@@ -41,8 +41,8 @@ TOWER = (
 LANGUAGE = (
     Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
     Stage("names", 200, 24, rate=1e-3, horizon=350, extra=0, questions=14, muon=True, words=True, shuffled=True),
-    Stage("align", steps=400, batch=64, rate=5e-3, horizon=400, extra=1),
-    Stage("coarse", 250, 24, rate=8e-4, horizon=350, extra=3, questions=14, muon=True, rehearse=4),
+    Stage("align", steps=2000, batch=64, rate=3e-3, horizon=2000, extra=1),
+    Stage("coarse", 200, 24, rate=8e-4, horizon=300, extra=3, questions=14, muon=True, rehearse=4),
     Stage("fine", 300, 8, rate=8e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
 )
 LAYERS, WIDTH = 5, 192
