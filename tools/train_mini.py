@@ -44,6 +44,7 @@ LANGUAGE = (
     Stage("align", steps=2000, batch=64, rate=3e-3, horizon=2000, extra=1),
     Stage("coarse", 200, 24, rate=8e-4, horizon=300, extra=3, questions=14, muon=True, rehearse=4),
     Stage("fine", 300, 8, rate=8e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
+    Stage("polish", 120, 8, 5e-4, 120, extra=35, questions=20, muon=True, rehearse=6, focus=("counting",)),
 )
 LAYERS, WIDTH = 5, 192
 CROWDED, PLAIN, DEV = 6000, 6000, 400  # scenes for the tower, for the language model, questions for watching
