@@ -164,10 +164,11 @@ def test_checkpoint_is_small() -> None:
     assert sum(path.stat().st_size for path in mini.PATH.rglob("*") if path.is_file()) <= 12e6
 
 
-def test_checkpoint_answers_questions_about_fresh_scenes() -> None:
-    """Fresh scenes, all 576 tokens."""
+@pytest.mark.parametrize("split", ["fresh", "test"])
+def test_checkpoint_answers_questions(split: str) -> None:
+    """All 576 tokens; the card's numbers, less three standard errors of so few questions."""
     model, processor = mini.load()
-    items = exam(160, seed=20_000)
+    items = exam(160, seed=20_000, split=split)  # type: ignore[arg-type]
     right: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
     for start in range(0, len(items), 16):
         part = items[start : start + 16]
@@ -176,13 +177,12 @@ def test_checkpoint_answers_questions_about_fresh_scenes() -> None:
             images=[draw(scene) for scene, _ in part], text=texts, return_tensors="pt", padding=True
         )
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=16)
+            output = model.generate(**inputs, max_new_tokens=24)
         answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for (_, question), answer in zip(part, answers, strict=True):
             right[question.skill].append(correct(answer, question))
-    assert np.mean(right["attribute"]) >= 0.85
-    assert np.mean(right["existence"]) >= 0.85
-    assert np.mean([hit for hits in right.values() for hit in hits]) >= 0.60
+    assert np.mean([hit for hits in right.values() for hit in hits]) >= 0.83
+    assert {skill for skill, hits in right.items() if np.mean(hits) < 0.55} == set()
 
 
 def test_template_equals_the_training_prompt() -> None:

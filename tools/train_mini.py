@@ -1,6 +1,6 @@
-"""Train mini from nothing: the CLIP pair, then the language model, then export. Stop and start again at will.
+"""Train mini on: the CLIP pair, then the language model, then export. Stop and start again at will.
 
-python tools/train_mini.py                 # train (resumes) and export: two to three hours on two cores
+python tools/train_mini.py                 # trains the package's weights on and exports: about two hours on two cores
 python tools/train_mini.py --export        # write what is trained so far into the package
 """
 
@@ -37,6 +37,7 @@ TOWER = (
     Stage("again", steps=280, batch=24, rate=8e-4, horizon=280, cells=4, muon=True),
     Stage("apart", steps=220, batch=24, rate=8e-4, horizon=220, cells=4, muon=True),
     Stage("last", steps=160, batch=24, rate=7e-4, horizon=160, cells=4, muon=True),
+    Stage("more", steps=170, batch=24, rate=7e-4, horizon=170, cells=4, muon=True),
 )
 LANGUAGE = (
     Stage("words", steps=500, batch=24, rate=1.5e-3, horizon=600, extra=0, questions=14, muon=True, words=True),
@@ -44,7 +45,8 @@ LANGUAGE = (
     Stage("align", steps=2000, batch=64, rate=3e-3, horizon=2000, extra=1),
     Stage("coarse", 200, 24, rate=8e-4, horizon=300, extra=3, questions=14, muon=True, rehearse=4),
     Stage("fine", 300, 8, rate=8e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
-    Stage("polish", 120, 8, 5e-4, 120, extra=35, questions=20, muon=True, rehearse=6, focus=("counting",)),
+    Stage("realign", steps=1000, batch=64, rate=2e-3, horizon=1000, extra=1),
+    Stage("refine", 110, 8, rate=5e-4, horizon=110, extra=35, questions=20, muon=True, rehearse=6),
 )
 LAYERS, WIDTH = 5, 192
 CROWDED, PLAIN, DEV = 6000, 6000, 400  # scenes for the tower, for the language model, questions for watching
