@@ -1,6 +1,6 @@
 """Train mini on: the CLIP pair, then the language model, then export. Stop and start again at will.
 
-python tools/train_mini.py                 # trains on the weights in the package, and exports: two hours on two cores
+python tools/train_mini.py                 # train the weights in the package on, and export: hours on two cores
 python tools/train_mini.py --export        # write what is trained so far into the package
 """
 
