@@ -33,7 +33,7 @@ def draw_plots(data: Plain, folder: Path) -> dict[str, str]:
 
 def _accuracy(data: Plain) -> Any:
     """Accuracy over tokens: a line and a band per method; the controls that look for nothing apart."""
-    figure = _figure(12.5, 5.4)
+    figure = _figure(12.5, 5.8)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title in zip(panels, ("selection", "controls"), strict=True):
         for label, rows, style in _lines(data):
@@ -46,7 +46,7 @@ def _accuracy(data: Plain) -> Any:
         axes.axhline(
             100 * full["accuracy"], color="#000000", lw=1, ls=":", label=f"all {full['tokens']:.0f} tokens"
         )
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, ncols=3)
         _token_axis(axes, sorted(data["budgets"]))
         axes.set_title(title, loc="left", fontsize=SIZE + 1)
     panels[0].set_ylabel("right answers, %")
