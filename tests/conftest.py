@@ -11,6 +11,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from foveate import mini
 
 IMAGE_TOKEN, PAD = 127, 0
+# Shapes of prompts that every way through must stand: `tiny_prompt(**PROMPTS[name])`.
+PROMPTS = {
+    "one image": {"images_per_row": (1,)},
+    "two images": {"images_per_row": (2,)},
+    "batch of two": {"images_per_row": (1, 2)},
+    "batch of three with a text-only row": {"images_per_row": (2, 0, 1)},
+    "right padding": {"images_per_row": (1, 2), "side": "right"},
+}
 
 
 def tiny_llava(**options):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
 import foveate
-from conftest import IMAGE_TOKEN, noise, tiny_llava, tiny_prompt
+from conftest import IMAGE_TOKEN, PROMPTS, noise, tiny_llava, tiny_prompt
 from foveate import AveragePool, DownsampledImage, VisualTokens
 from foveate.families.llava import Llava
 from foveate.methods.blocks import blocks, lattice
@@ -19,13 +19,6 @@ from foveate.prune import prepare
 from foveate.select import energy_outside, residual_energy
 
 POOL, SMALL = AveragePool(), DownsampledImage()
-PROMPTS = {
-    "one image": {"images_per_row": (1,)},
-    "two images": {"images_per_row": (2,)},
-    "batch of two": {"images_per_row": (1, 2)},
-    "batch of three with a text-only row": {"images_per_row": (2, 0, 1)},
-    "right padding": {"images_per_row": (1, 2), "side": "right"},
-}
 # Of 6 x 6 tokens: the size of the lattice, and the places by hand (up and left of the middle).
 PLACES = {
     9: (3, 3, [0, 2, 4], [0, 2, 4]),

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 import foveate
-from conftest import IMAGE_TOKEN, tiny_llava, tiny_prompt
+from conftest import IMAGE_TOKEN, PROMPTS, tiny_llava, tiny_prompt
 
-PROMPTS = {
-    "one image": {"images_per_row": (1,)},
-    "two images": {"images_per_row": (2,)},
-    "batch of two": {"images_per_row": (1, 2)},
-    "batch of three with a text-only row": {"images_per_row": (2, 0, 1)},
-    "right padding": {"images_per_row": (1, 2), "side": "right"},
-}
 LEFT = [name for name in PROMPTS if name != "right padding"]
 METHODS = [foveate.RRQR(), foveate.Random(3), foveate.ResPrune(alpha=0), foveate.SPARE(relevance=None)]
 MODES = {

@@ -15,20 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from foveate.mini.phrases import Description, name_uniquely, of
-from foveate.mini.scenes import COLOURS, FAMILIAR, GRID, LETTERS, SHAPES, SIZES, Scene, Thing
+from foveate.mini.phrases import NAMED, Description, name_uniquely, of
+from foveate.mini.scenes import FAMILIAR, GRID, LETTERS, Scene, Thing
 
 _T = TypeVar("_T")
 Asked = tuple[str, ...]  # text, answer, steps
 MOST = 6  # the largest count asked for
 SIDES = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}  # as (rows, columns)
 SIDE_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
-VALUES: dict[str, tuple[str, ...]] = {
-    "size": tuple(SIZES),
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "letter": LETTERS,
-}
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def correct(answer_text: str, question: Question) -> bool:
 
 def _attribute(scene: Scene, rng: random.Random) -> Asked | None:
     name = rng.choice(("colour", "shape", "size"))
-    wanted = rng.choice(VALUES[name])
+    wanted = rng.choice(NAMED[name])
     thing = _pick(rng, [thing for thing in scene.things if getattr(thing, name) == wanted])
     named = thing and name_uniquely(scene, thing, rng, without=(name,))
     if not named:
@@ -181,7 +175,7 @@ def _compositional(scene: Scene, rng: random.Random) -> Asked | None:
         return _share(scene, rng)
     if kind == "far share":
         return _far_share(scene, rng)
-    wanted = rng.choice(VALUES[kind])
+    wanted = rng.choice(NAMED[kind])
     thing = _pick(rng, [thing for thing in scene.things if getattr(thing, kind) == wanted])
     place = thing and _neighbour(scene, thing, rng)
     if not thing or not place:
@@ -254,7 +248,7 @@ def _all(scene: Scene, names: tuple[str, ...]) -> list[Description]:
     """Every description by these attributes, without the combinations training holds out."""
     found = [Description()]
     for name in names:
-        found = [Description(**{**vars(d), name: value}) for d in found for value in VALUES[name]]
+        found = [Description(**{**vars(d), name: value}) for d in found for value in NAMED[name]]
     return [d for d in found if scene.split not in FAMILIAR or not d.held_out()]
 
 
