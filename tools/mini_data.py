@@ -28,7 +28,7 @@ PATCH = 8
 SIDE = 24  # patches per image side
 SPAN = CELL // PATCH  # patches per cell side
 IGNORE = -100
-POLYGONS = ("5", "6", "7", "8")  # shapes no question asks for, by their corners
+POLYGONS = ("5-gon", "6-gon", "7-gon", "8-gon")  # shapes no question asks for
 STRANGE = "ADFGJNOQSUVWY23456789"  # letters no question asks for
 # Dense targets in the order of the last axis of `patch_labels`; class 0 is "none".
 TARGETS = {
@@ -67,6 +67,22 @@ def crowded_scene(index: int) -> Scene:
 def plain_scene(index: int) -> Scene:
     """A training scene as questions are asked about it."""
     return random_scene(scene_rng("train", index), "train")
+
+
+def varied_scene(index: int) -> Scene:
+    """A plain scene; of every four, one with nameless colours and strange letters, one with strange shapes.
+
+    What is a circle has to be seen in colours of all kinds, what is red on shapes of all kinds: or a red circle is
+    taken for no circle, or for not red.
+    """
+    scene, rng = plain_scene(index), random.Random(f"varied {index}")
+    match index % 4:
+        case 1:
+            return replace(scene, things=tuple(_repainted(thing, rng) for thing in scene.things))
+        case 3:
+            return replace(scene, things=tuple(_reshaped(thing, rng) for thing in scene.things))
+        case _:
+            return scene
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -133,6 +149,17 @@ def _estranged(thing: Thing, rng: random.Random) -> Thing:
     elif rng.random() < 0.7:
         return replace(thing, letter=rng.choice(STRANGE), colour=_nameless(rng))
     return replace(thing, colour=_nameless(rng)) if rng.random() < 0.5 else thing
+
+
+def _repainted(thing: Thing, rng: random.Random) -> Thing:
+    if rng.random() < 0.5:
+        thing = replace(thing, colour=_nameless(rng))
+    letters = [letter for letter in STRANGE if letter.isalpha()]  # digits are answers
+    return replace(thing, letter=rng.choice(letters)) if rng.random() < 0.5 else thing
+
+
+def _reshaped(thing: Thing, rng: random.Random) -> Thing:
+    return replace(thing, shape=rng.choice(POLYGONS)) if rng.random() < 0.5 else thing
 
 
 def _nameless(rng: random.Random) -> str:

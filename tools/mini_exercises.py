@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from foveate.mini.phrases import name_uniquely, of
+from foveate.mini.phrases import NAMED, name_uniquely, noun, of
 from foveate.mini.questions import SIDE_WORDS, SIDES, ask
 from foveate.mini.scenes import COLUMNS, GRID, Scene, Thing
 
@@ -20,6 +20,7 @@ WEIGHTS = AIDS | {
     "comparison": 2.5,
     "compositional": 3.5,
 }
+WORDS = {name: {name, *words, *(noun(word, plural=True) for word in words)} for name, words in NAMED.items()}
 FOCUS = 4  # how many times as often, where a stage is mostly about some
 
 
@@ -29,12 +30,13 @@ def draw_prompts(
     """`count` exercises on one scene."""
     weights = {kind: weight * (FOCUS if kind in focus else 1) for kind, weight in WEIGHTS.items()}
     prompts: list[tuple[str, str, float]] = []
+    unasked = {word for name in NAMED for word in _unasked(scene, name)}
     kinds = rng.choices(list(weights), list(weights.values()), k=3 * count)
     for kind in kinds:
         if len(prompts) == count:
             break
         found = exercise(scene, rng, kind)
-        if found:
+        if found and not _mentions(found, unasked):
             prompts.append((*found, {"cell": 0.4, "next": 0.4, "find": 0.6}.get(kind, 1.0)))
     return prompts
 
@@ -72,6 +74,16 @@ def _neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
         return None
     found = cells.get((thing.row + SIDES[side][0], thing.col + SIDES[side][1]))
     return f"What is directly {SIDE_WORDS[side]} the {named.text()}?", _read(found) if found else "nothing"
+
+
+def _unasked(scene: Scene, name: str) -> set[str]:
+    """All words of an attribute where some thing's value of it has none: is a reddish thing red?"""
+    values = {getattr(thing, name) for thing in scene.things}
+    return WORDS[name] | values if values - set(NAMED[name]) else set()
+
+
+def _mentions(found: tuple[str, str], words: set[str]) -> bool:
+    return bool(words & {word.rstrip(".?,") for text in found for word in text.split()})
 
 
 def _read(thing: Thing) -> str:

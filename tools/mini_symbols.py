@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from foveate.mini.phrases import noun
 from foveate.mini.scenes import COLOURS, COLUMNS, GRID, LETTERS, SHAPES, SIZES
-from mini_data import SIDE, SPAN
+from mini_data import SIDE, SPAN, TARGETS
 
+SIZE = list(TARGETS).index("size")  # the one attribute that always has a name
 NOTHING = "<image>"  # stands for empty ground: its own embedding has no other use
 
 
@@ -57,7 +58,7 @@ class Symbols:
         `names` [B, V] renames them.
         """
         names = self.vocabulary.expand(len(labels), -1) if names is None else names
-        thing = labels[..., :1] > 0
+        thing = labels[..., SIZE : SIZE + 1] > 0
         cells = indices // SIDE // SPAN * GRID + indices % SIDE // SPAN
         total = torch.where(thing, embedding[self.cells[cells]], embedding[self.nothing])
         for channel, words in enumerate(self.words):
@@ -73,6 +74,6 @@ class Symbols:
         """
         goal = self.goal(labels, indices, embedding.detach())
         away = (image - goal).square().sum(-1) / goal.var(dim=(0, 1)).sum()
-        thing, ground = labels[..., 0] > 0, labels[..., 0] == 0
+        thing, ground = labels[..., SIZE] > 0, labels[..., SIZE] == 0
         middle = labels[..., 4] > 0
         return away[thing].mean() + away[middle].mean() + away[ground].mean()

@@ -47,9 +47,11 @@ LANGUAGE = (
     Stage("fine", 300, 8, rate=8e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
     Stage("realign", steps=1000, batch=64, rate=2e-3, horizon=1000, extra=1),
     Stage("refine", 110, 8, rate=5e-4, horizon=110, extra=35, questions=20, muon=True, rehearse=6),
+    Stage("varied", 400, 8, rate=8e-4, horizon=400, extra=35, questions=20, muon=True, rehearse=6),
+    Stage("reshaped", 300, 8, rate=7e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
 )
 LAYERS, WIDTH = 5, 192
-CROWDED, PLAIN, DEV = 6000, 6000, 400  # scenes for the tower, for the language model, questions for watching
+CROWDED, VARIED, DEV = 6000, 8000, 400  # scenes for the tower, for the language model, questions for watching
 
 
 class Trainer:
@@ -83,7 +85,7 @@ class Trainer:
         """The language model from words, then the projector and both over the tower's features, computed once."""
         model = self._new_model().to(self.device)
         eyes = language.Eyes(model, Symbols(self.words, self.device), self.device)
-        dev, scenes = exam(DEV, seed=self.seed, split="dev"), [data.plain_scene(index) for index in range(PLAIN)]
+        dev, scenes = exam(DEV, seed=self.seed, split="dev"), [data.varied_scene(index) for index in range(VARIED)]
         watched = [scene for scene, _ in dev]
         shelves = [
             language.Shelf(scenes, None, labels_of(scenes)),

@@ -45,7 +45,7 @@ HELD_OUT_LETTERS = frozenset(zip(SHAPES, LETTERS[::2], strict=True))
 class Thing:
     """One lettered shape in cell (`row`, `col`), shifted by (`dx`, `dy`) pixels from the cell's centre.
 
-    In the tower's training also one of a colour without a name ('#rrggbb'), another letter, another polygon ('5').
+    In the tower's training also one of a colour without a name ('#rrggbb'), another letter, another polygon ('5-gon').
     """
 
     shape: str
@@ -234,8 +234,8 @@ def _outline(pen: ImageDraw.ImageDraw, shape: str, side: int) -> None:
         case "cross":
             pen.rectangle((third, 0, last - third, last), fill=255)
             pen.rectangle((0, third, last, last - third), fill=255)
-        case _ if shape.isdigit():
-            pen.regular_polygon((half, half, half), int(shape), fill=255)
+        case _ if shape.endswith("-gon"):
+            pen.regular_polygon((half, half, half), int(shape.removesuffix("-gon")), fill=255)
         case "star":
             turns = np.arange(10) * np.pi / 5 - np.pi / 2
             radii = np.where(np.arange(10) % 2 == 0, half, half * 0.5)
