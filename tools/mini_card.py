@@ -32,8 +32,7 @@ Prompt = Callable[[LlavaForConditionalGeneration, LlavaProcessor, Items], Any]
 
 def with_all(model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: Items) -> Any:
     """The prompts as they are."""
-    texts = [f"USER: <image>\n{question.text} ASSISTANT:" for _, question in items]
-    return processor(images=[draw(scene) for scene, _ in items], text=texts, return_tensors="pt", padding=True)
+    return _prompts(processor, items, [draw(scene) for scene, _ in items])
 
 
 def with_random(model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: Items) -> Any:
@@ -43,14 +42,18 @@ def with_random(model: LlavaForConditionalGeneration, processor: LlavaProcessor,
 
 def with_grey(model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: Items) -> Any:
     """All tokens of a grey picture."""
-    texts = [f"USER: <image>\n{question.text} ASSISTANT:" for _, question in items]
-    return processor(images=[GREY] * len(texts), text=texts, return_tensors="pt", padding=True)
+    return _prompts(processor, items, [GREY] * len(items))
 
 
 def with_none(model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: Items) -> Any:
     """The question alone: every visual token removed."""
-    texts = [f"USER: \n{question.text} ASSISTANT:" for _, question in items]
-    return processor(text=texts, return_tensors="pt", padding=True)
+    return _prompts(processor, items, None)
+
+
+def _prompts(processor: LlavaProcessor, items: Items, images: list[Image.Image] | None) -> Any:
+    mark = "<image>" if images else ""
+    texts = [f"USER: {mark}\n{question.text} ASSISTANT:" for _, question in items]
+    return processor(images=images, text=texts, return_tensors="pt", padding=True)
 
 
 VIEWS: dict[str, Prompt] = {
@@ -107,6 +110,8 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS[1:], default="test")
     parser.add_argument("--json", type=Path, help="also write every outcome here")
     options = parser.parse_args()
+    if min(options.questions, options.controls) < len(SKILLS):
+        parser.error(f"--questions and --controls must be {len(SKILLS)} or more, one per skill")
     model, processor = mini.load()
     outcomes = {}
     for view in VIEWS:

@@ -24,8 +24,9 @@ NOISE = 0.03  # on words that stand for patches
 
 @dataclass(frozen=True)
 class Shelf:
-    """Scenes with labels [n, 24, 24, 5] and, once there is a tower, its features [n, 576, D] float16."""
+    """Named scenes with labels [n, 24, 24, 5] and, once there is a tower, its features [n, 576, D] float16."""
 
+    name: str
     scenes: list[Scene]
     features: np.ndarray | None
     labels: np.ndarray

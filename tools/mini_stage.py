@@ -34,6 +34,7 @@ class Stage:
     focus: tuple[str, ...] = ()  # language model: exercises drawn more often
     words: bool = False  # language model: sees the words for what patches show, not the patches
     rehearse: int = 0  # language model: every so many steps are as if with words and shuffled names, 0 for none
+    fixed: bool = False  # language model: the projector stays as it is
     shuffled: bool = False  # language model, with words: colours, shapes and letters trade names in every scene
 
     @property

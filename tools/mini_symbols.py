@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foveate.mini.phrases import noun
 from foveate.mini.scenes import COLOURS, COLUMNS, GRID, LETTERS, SHAPES, SIZES
-from mini_data import SIDE, SPAN, TARGETS
+from mini_data import IGNORE, SIDE, SPAN, TARGETS
 
 SIZE = list(TARGETS).index("size")  # the one attribute that always has a name
 NOTHING = "<image>"  # stands for empty ground: its own embedding has no other use
@@ -70,10 +70,16 @@ class Symbols:
     def loss(self, image: Tensor, labels: Tensor, indices: Tensor, embedding: Tensor) -> Tensor:
         """Mean squared distance of projected patches [B, n, D] from their goal, in units of the goal's variance.
 
-        Things and ground weigh the same, however few patches things cover; rims of things have no goal.
+        Things and ground weigh the same, however few patches things cover; rims of things have no goal. Of an
+        attribute that is IGNOREd, it does not matter which of its words are in the sum.
         """
-        goal = self.goal(labels, indices, embedding.detach())
-        away = (image - goal).square().sum(-1) / goal.var(dim=(0, 1)).sum()
+        embedding = embedding.detach()
+        goal = self.goal(labels, indices, embedding)
+        off = image - goal
+        for channel, words in enumerate(self.words):
+            span = torch.linalg.qr(embedding[words].T)[0]
+            off = off - (labels[..., channel] == IGNORE)[..., None] * (off @ span @ span.T)
+        away = off.square().sum(-1) / goal.var(dim=(0, 1)).sum()
         thing, ground = labels[..., SIZE] > 0, labels[..., SIZE] == 0
         middle = labels[..., 4] > 0
         return away[thing].mean() + away[middle].mean() + away[ground].mean()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +50,12 @@ LANGUAGE = (
     Stage("refine", 110, 8, rate=5e-4, horizon=110, extra=35, questions=20, muon=True, rehearse=6),
     Stage("varied", 400, 8, rate=8e-4, horizon=400, extra=35, questions=20, muon=True, rehearse=6),
     Stage("reshaped", 300, 8, rate=7e-4, horizon=300, extra=35, questions=20, muon=True, rehearse=6),
+    Stage("reread", steps=3000, batch=64, rate=2e-3, horizon=3000, extra=2),
+    Stage("settle", 220, 8, rate=6e-4, horizon=220, extra=35, questions=20, muon=True, rehearse=6, fixed=True),
 )
 LAYERS, WIDTH = 5, 192
 CROWDED, VARIED, DEV = 6000, 8000, 400  # scenes for the tower, for the language model, questions for watching
+ALIGNED = range(40000, 44000)  # of the crowded scenes, those that the projector is aligned on
 
 
 class Trainer:
@@ -85,11 +89,12 @@ class Trainer:
         """The language model from words, then the projector and both over the tower's features, computed once."""
         model = self._new_model().to(self.device)
         eyes = language.Eyes(model, Symbols(self.words, self.device), self.device)
-        dev, scenes = exam(DEV, seed=self.seed, split="dev"), [data.varied_scene(index) for index in range(VARIED)]
-        watched = [scene for scene, _ in dev]
+        dev = exam(DEV, seed=self.seed, split="dev")
+        crowds = [data.estranged(data.crowded_scene(index), index) for index in ALIGNED]
         shelves = [
-            language.Shelf(scenes, None, labels_of(scenes)),
-            language.Shelf(watched, None, labels_of(watched)),
+            shelf_of("varied", [data.varied_scene(index) for index in range(VARIED)], data.patch_labels),
+            shelf_of("estranged", crowds, data.told_apart),
+            shelf_of("watched", [scene for scene, _ in dev], data.patch_labels),
         ]
         for before, stage in zip((None, *LANGUAGE), LANGUAGE, strict=False):
             if not self._begin(stage, before, model):
@@ -97,8 +102,11 @@ class Trainer:
             if not stage.words and shelves[0].features is None:
                 pair = self._trained_pair().to(self.device)
                 shelves = [self._with_features(shelf, pair) for shelf in shelves]
-            watch = language.Watch(eyes, shelves[1], [question for _, question in dev], self.words)
-            step = language.make_step(stage, eyes, shelves[0], self.words, self.device)
+            varied, estranged, watched_shelf = shelves
+            model.model.multi_modal_projector.requires_grad_(not stage.fixed)
+            watch = language.Watch(eyes, watched_shelf, [question for _, question in dev], self.words)
+            shelf = varied if stage.questions else estranged
+            step = language.make_step(stage, eyes, shelf, self.words, self.device)
             self.work.run(stage, model, step, partial(watch.accuracy, stage))
 
     def export(self) -> None:
@@ -152,15 +160,15 @@ class Trainer:
 
     def _with_features(self, shelf: language.Shelf, pair: tower.Pair) -> language.Shelf:
         """The shelf with the tower's features, which are kept on disk between runs."""
-        path = self.work.folder / f"features-{len(shelf.scenes)}.npy"
+        path = self.work.folder / f"features-{shelf.name}.npy"
         if not path.exists():
             np.save(path, language.cache_features(pair, data.render_all(shelf.scenes), self.device))
         return replace(shelf, features=np.load(path))
 
 
-def labels_of(scenes: list[Scene]) -> np.ndarray:
-    """[n, 24, 24, 5] classes of patches."""
-    return np.stack([data.patch_labels(scene) for scene in scenes])
+def shelf_of(name: str, scenes: list[Scene], read: Callable[[Scene], np.ndarray]) -> language.Shelf:
+    """Scenes without features yet, and their patches' classes [n, 24, 24, 5]."""
+    return language.Shelf(name, scenes, None, np.stack([read(scene) for scene in scenes]))
 
 
 def build_words(seed: int) -> PreTrainedTokenizerFast:
