@@ -146,8 +146,9 @@ def test_spare_weighs_against_relevance():
     image = tokens()
     low, high = image.clip_relevance.min(), image.clip_relevance.max()
     weight = 1 - (image.clip_relevance - low) / (high - low) + 1e-6
-    assert SPARE().rank(image, 9).tolist() == select_residual(image.features, 9, weight=weight).tolist()
-    assert SPARE(beta=2.0).rank(image, 9).tolist() == select_residual(image.features, 9, weight=weight**2).tolist()
+    for method, beta in ((SPARE(), 0.25), (SPARE(beta=1), 1), (SPARE(beta=2.0), 2)):
+        expected = select_residual(image.features, 9, weight=weight**beta)
+        assert method.rank(image, 9).tolist() == expected.tolist()
     assert image.clip_relevance.argmax() not in SPARE(beta=50.0).rank(image, 15)
 
 
@@ -166,7 +167,7 @@ def test_without_text_they_are_rrqr(method):
 
 def test_resprune_multiplies_energy_with_relevance():
     image = tokens()
-    r = question_relevance(image.features, image.question, "max").clamp(min=1e-6)
+    r = question_relevance(image.features, image.question, "max").clamp(min=0.01)
     first = int(image.cls_attention.argmax())
     for alpha, method in ((0.75, ResPrune()), (0.75, ResPrune(seed="cls")), (0.2, ResPrune(alpha=0.2))):
         expected = select_residual(image.features, 12, weight=r**alpha, first=first)
@@ -176,9 +177,21 @@ def test_resprune_multiplies_energy_with_relevance():
     assert ResPrune().rank(replace(image, cls_attention=None), 12)[0] == longest
 
 
+def test_the_floor_is_what_irrelevance_counts_as():
+    image = tokens()
+    r = question_relevance(image.features, image.question, "max")
+    first = int(image.cls_attention.argmax())
+    for floor in (1e-6, 0.2):
+        expected = select_residual(image.features, 12, weight=r.clamp(min=floor) ** 0.75, first=first)
+        assert ResPrune(floor=floor).rank(image, 12).tolist() == expected.tolist()
+    for bad in (0, -1, float("inf"), "0.1"):
+        with pytest.raises(InvalidOption, match="floor="):
+            ResPrune(floor=bad)
+
+
 def test_without_a_seed_resprunes_first_token_is_the_one_of_the_largest_score():
     image = tokens()
-    r = question_relevance(image.features, image.question, "max").clamp(min=1e-6)
+    r = question_relevance(image.features, image.question, "max").clamp(min=0.01)
     expected = select_residual(image.features, 12, weight=r**0.75)
     assert ResPrune(seed="none").rank(image, 12).tolist() == expected.tolist()
     assert expected[0] == (r**0.75 * image.features.square().sum(dim=1)).argmax()

@@ -109,6 +109,10 @@ def test_short_answers_match_as_in_vqa(answer, right):
 
 
 def test_only_mini_may_think_aloud():
+    assert matches("A.", ["A"])
+    assert not matches("", ["A"])
+    assert not matches("the", ["A"])
+    assert matches("b2 A.", ["A"], last_word=True)
     assert not matches("a1 c3 d4 3", ["3"])
     assert matches("a1 c3 d4 3", ["3"], last_word=True)
     assert not matches("3 a1", ["3"], last_word=True)

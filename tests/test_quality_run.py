@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from transformers import CLIPModel
 
-from foveate import bench
+from foveate import bench, mini
 from foveate.bench.arm import Arm, parse_arms
 from foveate.bench.quality import running
 from foveate.bench.quality.benchmark import Benchmark
@@ -49,7 +50,7 @@ def test_each_question_is_answered_as_it_is_alone(bundled):
     (first, second) = answered(bundled, [arm], 3).batches
     assert (first.key, first.tokens, second.questions) == (arm.key, [48, 48], ["test-2"])
     answers, energies = first.answers + second.answers, first.energy + second.energy
-    for (scene, question), answer, energy in zip(exam(3, 0, "test"), answers, energies, strict=True):
+    for (scene, question), answer, energy in zip(exam(3, 1, "test"), answers, energies, strict=True):
         inputs = bench.requests(processor, [draw(scene)], [question.text])
         pruned = prune(model, inputs, SPARE(), keep=48, processor=processor)
         output = model.generate(**pruned, max_new_tokens=ANSWER_TOKENS, do_sample=False)
@@ -134,6 +135,16 @@ def test_more_questions_are_added_to_those_that_are_there(bundled, tmp_path):
     ]
 
 
+def test_what_is_answered_is_not_answered_again(bundled, tmp_path):
+    """Though questions are put in order by skill, and eight skills are in turn."""
+    arms = arms_for(bundled, "rrqr,norm", "8")
+    answered(bundled, arms, 9, tmp_path)
+    batches = answered(bundled, arms, 13, tmp_path).batches
+    for arm in arms:
+        asked = [question for batch in batches if batch.key == arm.key for question in batch.questions]
+        assert sorted(asked) == sorted(f"test-{index}" for index in range(13))
+
+
 def test_splits_and_models_are_never_mixed(bundled, tmp_path):
     answered(bundled, arms_for(bundled, "rrqr", "8"), 1, tmp_path)
     with pytest.raises(InvalidInputs, match="made with split 'test', not 'dev'"):
@@ -146,6 +157,18 @@ def test_splits_and_models_are_never_mixed(bundled, tmp_path):
     with pytest.raises(InvalidInputs, match="made with data 'test scenes of mini', not 'dev scenes of mini'"):
         dev.store(bundled[0], folder)
     assert json.loads((folder / FILE).read_text())["split"] == "test"
+    other = CLIPModel.from_pretrained(mini.PATH / "clip", dtype=torch.float32)
+    with torch.no_grad():
+        other.visual_projection.weight.neg_()
+    with pytest.raises(InvalidInputs, match="made with clip"):
+        test.store(bundled[0], folder, other)
+
+
+def test_a_count_that_cannot_be_reached_is_known_before_other_arms_run(bundled):
+    store = Store.open(None, SETTINGS)
+    with pytest.raises(InvalidBudget, match=r"10.*9 visual tokens"):
+        run(*bundled, arms_for(bundled, "rrqr,downsample", "10"), mini_items(2, "test"), store)
+    assert store.batches == []
 
 
 @pytest.mark.parametrize("text", ["[1]\n", "oops\n", '{"split": "test"}\n{"a": 1}\n', '{"other": 1}\n'])

@@ -83,6 +83,17 @@ def test_a_difference_is_claimed_where_the_exact_sign_test_claims_it(n, against)
         assert claimed == (exact < 0.05) or 0.03 < exact < 0.08, (extra, exact)
 
 
+def test_the_luck_of_seeds_is_in_the_interval():
+    """Seeds that differ by luck, each the same on every question: more questions do not tell them apart."""
+    shares = np.random.default_rng(0).normal(0.5, 0.08, (400, 5))
+    covered = []
+    for row in shares:
+        gaps = np.repeat(row[:, None] - 0.5, 300, axis=1)
+        estimate = difference(gaps, resamples(300))
+        covered.append(estimate.low <= 0 <= estimate.high)
+    assert 0.92 < np.mean(covered) < 0.99
+
+
 def test_comparisons_are_paired():
     base = np.array([1.0, 0.0] * 50)
     counts = resamples(100)

@@ -22,7 +22,7 @@ from foveate import Random, mini, prune
 from foveate.bench.statistics import wilson
 from foveate.mini.exam import exam
 from foveate.mini.questions import SKILL_TABLE, SKILLS, Question, correct
-from foveate.mini.scenes import SPLITS, Scene, draw, random_scene, scene_rng
+from foveate.mini.scenes import GRID, SPLITS, Scene, draw, held_out, random_scene, scene_rng
 
 BATCH, ANSWER_TOKENS = 20, 24
 GREY = Image.new("RGB", (192, 192), (128, 128, 128))
@@ -66,9 +66,9 @@ VIEWS: dict[str, Prompt] = {
 
 def share_right(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: Items, view: str
-) -> dict[str, list[bool]]:
-    """Whether `generate` answers each question rightly, per skill."""
-    right: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
+) -> list[bool]:
+    """Whether `generate` answers each question rightly."""
+    right: list[bool] = []
     for start in track(range(0, len(items), BATCH), description=view):
         part = items[start : start + BATCH]
         with torch.inference_mode():
@@ -76,7 +76,7 @@ def share_right(
             output = model.generate(**prompt, max_new_tokens=ANSWER_TOKENS)
         said = processor.batch_decode(output[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         for (_, question), answer in zip(part, said, strict=True):
-            right[question.skill].append(correct(answer, question))
+            right.append(correct(answer, question))
     return right
 
 
@@ -102,6 +102,11 @@ def cell(hits: list[bool]) -> str:
     return f"{100 * np.mean(hits):.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
+def hits_of(right: list[bool], items: Items, skills: Sequence[str]) -> list[bool]:
+    """The outcomes of questions of these skills."""
+    return [hit for hit, (_, question) in zip(right, items, strict=False) if question.skill in skills]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=2000, help="with all tokens")
@@ -113,16 +118,23 @@ def main() -> None:
     if min(options.questions, options.controls) < len(SKILLS):
         parser.error(f"--questions and --controls must be {len(SKILLS)} or more, one per skill")
     model, processor = mini.load()
+    items = exam(max(options.questions, options.controls), options.seed, options.split)
     outcomes = {}
     for view in VIEWS:
         count = options.questions if VIEWS[view] is with_all else options.controls
-        outcomes[view] = share_right(model, processor, exam(count, options.seed, options.split), view)
+        outcomes[view] = share_right(model, processor, items[:count], view)
     print(f"| skill | {' | '.join(VIEWS)} | chance |\n|---|{'---|' * len(VIEWS)}---|")
     for name in ("overall", *SKILLS):
         skills = [name] if name in SKILLS else SKILLS
         chance = float(np.mean([SKILL_TABLE[skill].chance for skill in skills]))
-        cells = [cell([hit for skill in skills for hit in right[skill]]) for right in outcomes.values()]
+        cells = [cell(hits_of(right, items, skills)) for right in outcomes.values()]
         print(f"| {name} | {' | '.join(cells)} | {100 * chance:.1f} |")
+    everything = outcomes["all 576 tokens"]
+    for least, most in ((0, 0), (1, 1), (2, 2), (3, GRID**2)):
+        chosen = [hit for hit, (scene, _) in zip(everything, items, strict=False)
+                  if least <= sum(map(held_out, scene.things)) <= most]  # fmt: skip
+        if chosen:
+            print(f"pictures with {least}{'' if least == most else ' or more'} things held out: {cell(chosen)}")
     right, tried = retrieval(3)
     print(f"\nretrieval: {right} of {tried}")
     if options.json:

@@ -16,7 +16,6 @@ from foveate.mini.scenes import (
     LETTERS,
     SHAPES,
     SIZES,
-    TEXTURES,
     Scene,
     Thing,
     draw,
@@ -97,11 +96,6 @@ def render_all(scenes: list[Scene], processes: int = 2) -> np.ndarray:
         for index, image in enumerate(pool.imap(render, scenes, chunksize=64)):
             images[index] = image
     return images
-
-
-def texture_class(scene: Scene) -> int:
-    """The background's texture as a class."""
-    return TEXTURES.index(scene.background.texture)
 
 
 def class_of(name: str, value: str) -> int:

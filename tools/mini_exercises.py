@@ -21,17 +21,13 @@ WEIGHTS = AIDS | {
     "compositional": 3.5,
 }
 WORDS = {name: {name, *words, *(noun(word, plural=True) for word in words)} for name, words in NAMED.items()}
-FOCUS = 4  # how many times as often, where a stage is mostly about some
 
 
-def draw_prompts(
-    scene: Scene, rng: random.Random, count: int, focus: tuple[str, ...] = ()
-) -> list[tuple[str, str, float]]:
+def draw_prompts(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str, float]]:
     """`count` exercises on one scene."""
-    weights = {kind: weight * (FOCUS if kind in focus else 1) for kind, weight in WEIGHTS.items()}
     prompts: list[tuple[str, str, float]] = []
     unasked = {word for name in NAMED for word in _unasked(scene, name)}
-    kinds = rng.choices(list(weights), list(weights.values()), k=3 * count)
+    kinds = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=3 * count)
     for kind in kinds:
         if len(prompts) == count:
             break

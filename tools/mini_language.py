@@ -88,7 +88,7 @@ def make_step(
             away = eyes.off(image, shelf, chosen, pick)
         if not stage.questions:
             return away, {"away": away.item()}
-        prompts = [draw_prompts(shelf.scenes[index], rng, stage.questions, stage.focus) for index in chosen]
+        prompts = [draw_prompts(shelf.scenes[index], rng, stage.questions) for index in chosen]
         packed = pack(prompts, pick, tokenizer).to(device)
         packed = packed if names is None else packed.renamed(names)
         loss = answer_loss(answer_logits(eyes.model, packed, image), packed)

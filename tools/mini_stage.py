@@ -31,7 +31,6 @@ class Stage:
     extra: int = 0  # language model: random patches per cell beside the first; 15 is all
     questions: int = 0  # language model: questions behind each image
     muon: bool = False
-    focus: tuple[str, ...] = ()  # language model: exercises drawn more often
     words: bool = False  # language model: sees the words for what patches show, not the patches
     rehearse: int = 0  # language model: every so many steps are as if with words and shuffled names, 0 for none
     fixed: bool = False  # language model: the projector stays as it is
@@ -57,7 +56,7 @@ class Work:
     def state(self, stage: Stage) -> dict[str, Any] | None:
         """What a stage last saved, if anything."""
         path = self.folder / f"{stage.name}.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
     def save(self, stage: Stage, state: dict[str, Any]) -> None:
         """Replace what a stage last saved, in one step."""

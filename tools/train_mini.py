@@ -7,6 +7,7 @@ python tools/train_mini.py --export        # write what is trained so far into t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 import shutil
 from collections.abc import Callable
@@ -160,15 +161,23 @@ class Trainer:
 
     def _with_features(self, shelf: language.Shelf, pair: tower.Pair) -> language.Shelf:
         """The shelf with the tower's features, which are kept on disk between runs."""
-        path = self.work.folder / f"features-{shelf.name}.npy"
+        path = self.work.folder / f"features-{shelf.name}-{digest_of(pair)}.npy"
         if not path.exists():
-            np.save(path, language.cache_features(pair, data.render_all(shelf.scenes), self.device))
+            unfinished = path.with_suffix(".tmp.npy")
+            np.save(unfinished, language.cache_features(pair, data.render_all(shelf.scenes), self.device))
+            unfinished.replace(path)
         return replace(shelf, features=np.load(path))
 
 
 def shelf_of(name: str, scenes: list[Scene], read: Callable[[Scene], np.ndarray]) -> language.Shelf:
     """Scenes without features yet, and their patches' classes [n, 24, 24, 5]."""
     return language.Shelf(name, scenes, None, np.stack([read(scene) for scene in scenes]))
+
+
+def digest_of(pair: tower.Pair) -> str:
+    """Changes when the tower does."""
+    weights = [weight.cpu().numpy().tobytes() for weight in pair.clip.vision_model.parameters()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()[:8]
 
 
 def build_words(seed: int) -> PreTrainedTokenizerFast:

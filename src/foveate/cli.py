@@ -162,7 +162,7 @@ def measure_quality(
         bench.quality.check_documents(docs)
     vlm, processor = bench.load(model)
     plan = benchmark.plan(vlm, processor, clip)
-    store = benchmark.store(vlm, out)
+    store = benchmark.store(vlm, out, clip)
     bar = _progress()
     task = bar.add_task("", total=len(plan.arms) * len(benchmark.items))
     with bar:

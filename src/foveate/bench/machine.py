@@ -35,7 +35,7 @@ def fingerprint(model: "PreTrainedModel") -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NORMAL_95 = 1.959963984540054
+STUDENT_95 = {5: 2.7764451051977987}  # by the number of seeds: few tell little of their own spread
 RESAMPLES = 2000
 SEED = 0
 PERCENTILES = (2.5, 97.5)
@@ -49,23 +50,34 @@ def resamples(n: int, times: int = RESAMPLES) -> Counts:
 
 
 def difference(gaps: Flags, counts: Counts) -> Estimate:
-    """The mean of paired differences ``[n]`` between -1 and 1, with its percentile interval.
+    """The mean of paired differences between -1 and 1, with its percentile interval.
+
+    ``gaps`` are ``[n]``, or ``[s, n]`` of several seeds, which are drawn as well: each keeps the same places in
+    every image, so that its luck does not average out over questions. s - 1 of s seeds are drawn, which makes
+    the variance of their mean unbiased, and their deviations are stretched to Student's quantile.
 
     Two made-up questions, one for either side, take part in the drawing (as Bonett and Price 2012 add them
     to a Wald interval). Without them four questions that differ, all to the same side, would leave out 0;
     with them it takes six, as in the exact sign test.
     """
-    return _estimate(float(gaps.mean()), (counts @ gaps + _made_up(len(counts))) / counts.sum(axis=1))
+    return _estimate(float(gaps.mean()), (_sums(gaps, counts) + _made_up(len(counts))) / counts.sum(axis=1))
+
+
+def bootstrapped(right: Flags, counts: Counts) -> tuple[float, float]:
+    """The percentile interval of the mean of ``right [s, n]`` over seeds and questions, both drawn."""
+    found = _estimate(float(right.mean()), _sums(right, counts) / counts.sum(axis=1))
+    return found.low, found.high
 
 
 def ratio(above: Flags, below: Flags, counts: Counts) -> Estimate | None:
     """Mean over mean, paired, with the made-up questions of `difference`; None where the lower one is 0.
 
+    ``above`` may be ``[s, n]``, as in `difference`.
     Resamples where it is 0 are left out.
     """
     if not below.any():
         return None
-    tops, bottoms = counts @ above + _made_up(len(counts)), counts @ below
+    tops, bottoms = _sums(above, counts) + _made_up(len(counts)), counts @ below
     found = np.maximum(tops[bottoms > 0], 0) / bottoms[bottoms > 0]
     return _estimate(float(above.mean() / below.mean()), found)
 
@@ -123,6 +135,20 @@ def correlation(value: Flags, resampled: Flags) -> Estimate | None:
     if np.isnan(value[0]) or not len(defined):
         return None
     return _estimate(float(value[0]), defined)
+
+
+def _sums(values: Flags, counts: Counts) -> Flags:
+    """``[B]``: sums of ``values [n]`` or ``[s, n]`` in each resample; of several seeds the mean of those drawn."""
+    rows = np.atleast_2d(values)
+    seeds = len(rows)
+    if seeds == 1:
+        alone: Flags = counts @ rows[0]
+        return alone
+    drawn = np.random.default_rng(SEED + 2).multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=len(counts))
+    of_all = counts @ rows.mean(axis=0)
+    of_drawn = ((counts @ rows.T) * drawn).sum(axis=1) / (seeds - 1)
+    spread: Flags = of_all + STUDENT_95[seeds] / NORMAL_95 * (of_drawn - of_all)
+    return spread
 
 
 def _made_up(times: int) -> Flags:

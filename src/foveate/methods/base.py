@@ -82,3 +82,14 @@ def at_least_zero(name: str, value: float) -> None:
     """
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise InvalidOption(f"{name}={value!r}: allowed is a finite number of 0 or more")
+
+
+def above_zero(name: str, value: float) -> None:
+    """Check a number.
+
+    Raises:
+        InvalidOption: ``value`` is not a finite number above 0.
+    """
+    at_least_zero(name, value)
+    if value == 0:
+        raise InvalidOption(f"{name}={value!r}: allowed is a finite number above 0")

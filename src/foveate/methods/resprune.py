@@ -6,14 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method, at_least_zero, one_of, precise
+from foveate.methods.base import Method, above_zero, at_least_zero, one_of, precise
 from foveate.methods.relevance import POOLS, powered, question_relevance
 from foveate.methods.rows import ROWS, rows_of
 from foveate.select import select_residual
 from foveate.tokens import Signal, VisualTokens
 
-# Our reading: negative cosines are clamped here, so that no token is ruled out for good.
-EPSILON = 1e-6
 # The paper's strengths of the text guidance; every family but Qwen's counts as LLaVA-like.
 ALPHA_LLAVA, ALPHA_QWEN = 0.75, 0.3
 
@@ -32,13 +30,16 @@ class ResPrune(Method):
             largest score like all others (``none``), or ``auto``: cls where the vision tower has a CLS
             token, else norm.
         rows: ``raw``, or ``unit``: directions alone.
+        floor: what a lower relevance, and a negative one, counts as; above 0.
 
     Raises:
         InvalidOption: an option outside the above.
 
     Source: arXiv 2603.21105, Algorithm 1 (as described publicly; no code is released).
-    Differs: negative cosines are clamped to 1e-6, and all content words stand in where a question has
-        no noun (our reading); numbers measured with it are not a reproduction of the paper's.
+    Differs: cosines below ``floor`` are clamped to it, a value chosen on the dev questions of the bundled
+        model (docs/methods.md; near 0 it rules out all that is not like a noun); all content words stand in
+        where a question has no noun. Both are our reading; numbers measured with it are not a reproduction of
+        the paper's.
     """
 
     source: ClassVar[str] = "arXiv 2603.21105"
@@ -48,6 +49,7 @@ class ResPrune(Method):
     pool: Literal["max", "mean", "pooled"] = "max"
     seed: Literal["auto", "cls", "norm", "none"] = "auto"
     rows: Literal["raw", "unit"] = "raw"
+    floor: float = 0.01
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, str) and self.alpha == "auto"):
@@ -55,6 +57,7 @@ class ResPrune(Method):
         one_of("pool", self.pool, POOLS)
         one_of("seed", self.seed, ("auto", "cls", "norm", "none"))
         one_of("rows", self.rows, ROWS)
+        above_zero("floor", self.floor)
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -80,7 +83,7 @@ class ResPrune(Method):
         if alpha == 0:
             return None
         relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
-        return None if relevance is None else powered(relevance.clamp(min=EPSILON), alpha)
+        return None if relevance is None else powered(relevance.clamp(min=self.floor), alpha)
 
     def _first(self, tokens: VisualTokens) -> Tensor | None:
         if self.seed == "none":

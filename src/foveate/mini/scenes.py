@@ -45,7 +45,7 @@ HELD_OUT_LETTERS = frozenset(zip(SHAPES, LETTERS[::2], strict=True))
 class Thing:
     """One lettered shape in cell (`row`, `col`), shifted by (`dx`, `dy`) pixels from the cell's centre.
 
-    In the tower's training also one of a colour without a name ('#rrggbb'), another letter, another polygon ('5-gon').
+    In training also one of a colour without a name ('#rrggbb'), another letter, another shape ('5-gon').
     """
 
     shape: str

@@ -19,6 +19,7 @@ from foveate.budget import Budget
 from foveate.errors import InvalidOption
 from foveate.methods.spec import split_methods
 from foveate.question import nouns_of
+from foveate.relevance import clip_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,16 +73,17 @@ class Benchmark:
         """
         if data is not None and split is not None:
             raise InvalidOption(f"split={split!r} with data of your own: allowed is one of the two")
-        suites = suites_of(suite, split_methods(methods) if methods else ())
+        suites = suites_of(suite, split_methods(methods) if methods is not None else ())
         budgets = parse_budgets(keep)
         arms_of(list(suites.values()), budgets)  # no suite with a method that there is not
         if data is None:
-            split = split or SPLITS[0]
+            split = split or next(iter(SPLITS))
             items = mini_items(questions, split)
             return cls(suites, budgets, items, f"{split} scenes of mini", split)
         items = own_items(data, questions, last_word)
         digest = hashlib.sha256(data.read_bytes()).hexdigest()[:12]
-        return cls(suites, budgets, items, f"{data.name} ({digest})", "own")
+        judged = ", judged by the last word too" if last_word else ""
+        return cls(suites, budgets, items, f"{data.name} ({digest}{judged})", "own")
 
     def plan(self, model: "PreTrainedModel", processor: Any, clip: str | None = None) -> Plan:
         """The arms, for this model.
@@ -91,16 +93,18 @@ class Benchmark:
         """
         return Plan.make(self.suites, self.budgets, settler(model, processor, clip))
 
-    def store(self, model: "PreTrainedModel", folder: Path | None) -> Store:
+    def store(self, model: "PreTrainedModel", folder: Path | None, clip: Any = None) -> Store:
         """Where answers are kept, with those that are known; in memory without a folder.
 
         Raises:
             InvalidInputs: the folder cannot be written, or has results of another model, split, data or version.
         """
+        pair = clip_for(model, clip)
         settings = {
             "data": self.data,
             "split": self.split,
             "model": fingerprint(model),
+            "clip": None if pair is None else fingerprint(pair),
             "versions": versions(),
             "code": code(),
             "tagger": nouns_of("dog").tagger,

@@ -14,8 +14,9 @@ from foveate.mini.exam import exam
 from foveate.mini.questions import correct
 from foveate.mini.scenes import draw
 
-SPLITS = ("test", "dev", "fresh")  # test to report, dev to tune; fresh scenes look like the training's
-SEED = 0  # of the examination: fixed, so that every run asks the same
+# Test to report, dev to tune; fresh scenes look like the training's. With each the seed of its examination, fixed,
+# so that every run asks the same. On test questions of seed 0 mini was measured while its training went on.
+SPLITS = {"test": 1, "dev": 0, "fresh": 0}
 ARTICLES = {"a", "an", "the"}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NO_SKILL = "all"
@@ -58,7 +59,7 @@ def mini_items(n: int, split: str) -> list[Item]:
             image=lambda scene=scene: draw(scene),  # type: ignore[misc]
             right=lambda answer, question=question: correct(answer, question),  # type: ignore[misc]
         )
-        for index, (scene, question) in enumerate(exam(n, SEED, split))  # type: ignore[arg-type]
+        for index, (scene, question) in enumerate(exam(n, SPLITS[split], split))  # type: ignore[arg-type]
     ]
 
 
@@ -90,14 +91,14 @@ def matches(answer: str, answers: Sequence[str], last_word: bool = False) -> boo
     """Whether an answer is one of those, by VQA's rules for short ones: case, full stops, articles, numbers."""
     wanted = {normalised(text) for text in answers}
     given = normalised(answer)
-    return given in wanted or (last_word and given != "" and given.split()[-1] in wanted)
+    return given in wanted or (last_word and given != "" and normalised(answer.split()[-1]) in wanted)
 
 
 def normalised(text: str) -> str:
     """Lower case, without punctuation at the ends of words and articles, ``two`` as ``2``."""
     words = (word.strip(".,;:!?\"'") for word in text.lower().split())
-    kept = (str(NUMBERS.index(word)) if word in NUMBERS else word for word in words if word not in ARTICLES)
-    return " ".join(word for word in kept if word)
+    said = [str(NUMBERS.index(word)) if word in NUMBERS else word for word in words if word]
+    return " ".join([word for word in said if word not in ARTICLES] or said)  # "A" may be an answer
 
 
 def _own_item(path: Path, number: int, line: str, last_word: bool) -> Item:

@@ -43,7 +43,8 @@ def _opening(data: Plain, command: str) -> str:
         "Intervals are of 95 %. Accuracies have Wilson's. All that is compared has a paired bootstrap over "
         f"questions ({drawn['resamples']} resamples): both sides answer the same questions in every resample. One "
         "made-up question for either side joins in, so that a handful of questions cannot make a difference.",
-        f"*Random* is the mean of {drawn['random_seeds']} seeds; intervals hold for these seeds.",
+        f"*Random* is the mean of {drawn['random_seeds']} seeds, each of which keeps the same places in every "
+        "image; seeds are drawn in every resample, too.",
         "Every arm sent exactly the number of visual tokens that its column names; a run stops otherwise.",
         'A difference is called one (**bold**, "ahead", "behind") only where its interval leaves out 0. '
         f"This page holds {number} such comparisons and corrects for none: if nothing differed, up to "
@@ -125,12 +126,12 @@ def _skills(data: Plain, plots: dict[str, str]) -> str:
 
 
 _OF_SCENES = (
-    "The model is small and has seen nothing but drawn scenes, which are mostly background. What pruning does to it "
-    "shows how a method works; it does not say what LLaVA-7B loses on photographs.",
-    "Things lie near the middles of a 4 x 4 grid's cells, and 16 even tokens fall into those middles: `uniform` at "
-    "16 owes that to the grid.",
-    "mini's tower was never trained on another size of image, so `downsample` also pays for position embeddings that "
-    "are interpolated; a model trained on several sizes would lose less.",
+    "The model is small and has seen nothing but drawn scenes, which are mostly background. What pruning does to "
+    "it shows how a method works; it does not say what LLaVA-7B loses on photographs.",
+    "Things lie near the middles of a 4 x 4 grid's cells, and 16 even tokens fall into those middles: `uniform` "
+    "at 16 owes that to the grid.",
+    "mini's tower was never trained on another size of image, so `downsample` also pays for position embeddings "
+    "that are interpolated; a model trained on several sizes would lose less.",
 )
 
 
@@ -139,9 +140,9 @@ def _limits(data: Plain) -> str:
     lines = [
         "Intervals are over questions alone. Another model, another training of the same model, or another prompt "
         "may move all of it.",
-        "Random's intervals are those of its seeds; each keeps the same places in every image.",
         "The methods' unpublished details are this project's reading of their papers (docs/methods.md): a loss "
-        "here is a loss of that reading.",
+        "here is a loss of that reading. Two options were chosen on `dev` questions of mini, SPARE's `beta` and "
+        "ResPrune's `floor`; their plain readings are rows of the suites of these names. Nothing else was tuned.",
         "Equal tokens are not equal seconds: selection costs time, and a down-sampled image saves the encoder's.",
     ]
     if not own:
@@ -161,7 +162,12 @@ def _at_budgets(data: Plain, rows: list[Plain]) -> dict[int | float, list[Plain]
 
 
 def _count(data: Plain) -> int:
-    """The comparisons with an interval that this page shows."""
-    rows = sum(len(entry["rows"]) for name, entry in data["suites"].items() if name == DEFAULT)
-    differences = sum(len(entry["differences"]) for name, entry in data["suites"].items() if name != DEFAULT)
-    return rows * 2 + differences + len(data.get("controls", ())) + len(data.get("detail", ()))
+    """The comparisons with an interval that this page shows: differences, and correlations."""
+    default = data["suites"].get(DEFAULT, {"rows": []})["rows"]
+    to_random = [row for row in default if row["method"] != "random"]
+    detail = [e for e in data.get("detail", ()) if e["group"] == "detail" and e["label"] not in ("none", "random")]
+    controls = [entry for entry in data.get("controls", ()) if entry["to"] != "random"]  # those are in `to_random`
+    suites = [d for name, entry in data["suites"].items() if name != DEFAULT for d in entry["differences"]]
+    tables = [table for name, table in data.get("energy", {}).items() if name != "points"]
+    correlations = [entry for table in tables for entry in table if entry["rho"] is not None]
+    return sum(map(len, (default, to_random, detail, controls, suites, correlations)))

@@ -23,14 +23,12 @@ class Row:
         seeds: ``[s, n]``, each seed's own; one seed where the method has none.
         kept: ``[n]``, share of the features' energy that the tokens handed on span; mean over seeds.
         tokens: visual tokens that went to the language model, mean over questions.
-        seconds: selection and generation, per question.
     """
 
     right: Flags
     seeds: Flags
     kept: Flags
     tokens: float
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,6 @@ class Measured:
             seeds=np.concatenate([row.seeds for row in rows]),
             kept=np.mean([row.kept for row in rows], axis=0),
             tokens=float(np.mean([row.tokens for row in rows])),
-            seconds=float(np.mean([row.seconds for row in rows])),
         )
 
     def random(self, budget: Budget) -> Row:
@@ -87,5 +84,4 @@ def _row(batches: Sequence[Batch], ids: Sequence[str]) -> Row:
         seeds=flags[None],
         kept=np.array([1 - energy[id] for id in ids]),
         tokens=float(np.mean([tokens[id] for id in ids])),
-        seconds=sum(batch.seconds for batch in batches) / sum(len(batch.questions) for batch in batches),
     )

@@ -1,7 +1,7 @@
 """Batch by batch of questions through all arms, so that an interrupted run can go on where it stopped."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -70,22 +70,25 @@ def run(
         InvalidBudget: an arm handed on another number of tokens than asked for.
     """
     done = store.done()
-    for batch in batches(items):
+    known = [done.get(arm.key, set()) for arm in arms]
+    answered = {item.id for item in items if all(item.id in ids for ids in known)}
+    if answered:
+        progress("stored", len(answered) * len(arms))
+    for batch in batches(items, answered):
         ids = {item.id for item in batch}
         missing = [arm for arm in arms if not ids <= done.get(arm.key, set())]
         if len(missing) < len(arms):
             progress("stored", len(batch) * (len(arms) - len(missing)))
-        if missing:
-            _run_batch(model, processor, missing, batch, store, clip, progress)
+        _run_batch(model, processor, missing, batch, store, clip, progress)
 
 
-def batches(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """The questions, block by block, those of a skill together.
+def batches(items: Sequence[Item], without: Collection[str] = ()) -> Iterator[list[Item]]:
+    """The questions but those ``without``, block by block, those of a skill together.
 
     A batch takes as many steps as its longest answer has tokens, and answers to a skill are alike in that.
     """
     for first in range(0, len(items), BLOCK * BATCH):
-        block = items[first : first + BLOCK * BATCH]
+        block = [item for item in items[first : first + BLOCK * BATCH] if item.id not in without]
         skills = list(dict.fromkeys(item.skill for item in block))
         ordered = sorted(block, key=lambda item: skills.index(item.skill))
         yield from (ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH))
@@ -105,7 +108,8 @@ def _run_batch(
     prepared = prepare(model, inputs.to(model.device), methods, processor=processor, clip=clip)
     everything = prepared.keep(UniformGrid(), 1.0)["mm_encoder_outputs"]["image"].pooler_output
     energies: dict[str, Energies] = {}  # by method: its smaller budgets are mostly prefixes of its largest
-    for arm in arms:
+    # Resizing arms first: they may not reach a count, which should be known before the others have run.
+    for arm in sorted(arms, key=lambda arm: not isinstance(arm.method, Resizing)):
         known = energies.setdefault(repr(arm.method), Energies(everything))
         store.add(_answer(model, processor, prepared, arm, batch, known))
         progress(arm.label, len(batch))

@@ -26,7 +26,7 @@ class Batch:
         right: whether each answer is right.
         energy: per question, the share of the features' energy outside the span of the tokens handed on.
         answers: what was answered.
-        seconds: wall-clock of selection and generation.
+        seconds: wall-clock of this batch: generation, and what of selection no larger budget had done before.
     """
 
     method: str

@@ -62,20 +62,23 @@ class Suite:
         return tuple((other, first) for other in others)
 
 
-def _series(method: str, option: str, values: Sequence[str], default: str) -> tuple[Variant, ...]:
+def _series(method: str, option: str, values: Sequence[str]) -> tuple[Variant, ...]:
     """The method as it is, named by its default, then with other values of one option."""
+    default = getattr(parse_method(method), option)
+    shown = default if isinstance(default, str) else f"{default:g}"
     others = (Variant(f"{option} = {value}", f"{method}:{option}={value}") for value in values)
-    return (Variant(f"{option} = {default}", method), *others)
+    return (Variant(f"{option} = {shown}", method), *others)
 
 
 SIGNS = "sign-space"
 SIGN_PAIRS = (("+ in CLIP", "− in CLIP"), ("+ in LLM", "− in LLM"))
 _SIGN_SPACE = (
     Variant("0 (no relevance)", "rrqr"),
-    Variant("− in CLIP", "spare:relevance=clip"),
-    Variant("+ in CLIP", "spare:relevance=clip,sign=+"),
-    Variant("− in LLM", "spare:relevance=llm"),
-    Variant("+ in LLM", "spare:relevance=llm,sign=+"),
+    *(
+        Variant(f"{sign} in {space.upper()}", f"spare:beta=1,relevance={space},sign={option}")
+        for space in ("clip", "llm")
+        for sign, option in (("−", "-"), ("+", "+"))
+    ),
 )
 _MOVED = ("spare", "resprune", "rrqr", "uniform", RANDOM)
 
@@ -93,20 +96,24 @@ SUITES: dict[str, Suite] = {
     ),
     "alpha": Suite(
         "How strong should ResPrune's text guidance be? `auto` is 0.75, and 0.3 for Qwen models.",
-        _series("resprune", "alpha", ("0", "0.25", "0.5", "1", "2"), "auto"),
+        _series("resprune", "alpha", ("0", "0.25", "0.5", "1", "2")),
     ),
     "beta": Suite(
-        "How strong should SPARE's anti-relevance be? 0 is RRQR.",
-        (*_series("spare", "beta", ("0.25", "0.5", "2", "4"), "1"), Variant("beta = 0", "rrqr")),
+        "How strong should SPARE's anti-relevance be? 0 is RRQR, 1 the plain reading of the paper.",
+        (*_series("spare", "beta", ("0.5", "1", "2", "4")), Variant("beta = 0", "rrqr")),
+    ),
+    "floor": Suite(
+        "What should a token count that ResPrune finds irrelevant? Its relevance is clamped to `floor`.",
+        _series("resprune", "floor", ("1e-6", "0.003", "0.03", "0.1")),
     ),
     "pool": Suite(
         "How should ResPrune pool relevance over the question's nouns?",
-        _series("resprune", "pool", ("mean", "pooled"), "max"),
+        _series("resprune", "pool", ("mean", "pooled")),
     ),
     "seed": Suite(
         "Which token should ResPrune start with? `auto` is the one that CLS attends to most, where the tower has "
         "a CLS token; `norm` the longest; `none` leaves it to the score.",
-        _series("resprune", "seed", ("norm", "none"), "auto"),
+        _series("resprune", "seed", ("norm", "none")),
     ),
     "normalise": Suite(
         "Should a token's length count (raw rows), or its direction alone (unit rows)?",
@@ -154,6 +161,10 @@ def suites_of(names: str, methods: Sequence[str] = ()) -> dict[str, Suite]:
     """
     table = {DEFAULT: default_suite(methods), **SUITES}
     asked = [name.strip() for name in names.split(",")]
+    if methods and not {DEFAULT, EVERY} & set(asked):
+        raise InvalidOption(
+            f"methods={','.join(methods)!r} with suite {names!r}: allowed with {DEFAULT} or {EVERY}"
+        )
     for name in asked:
         if name not in table and name != EVERY:
             raise InvalidOption(f"suite {name!r}: allowed are {', '.join(table)}, {EVERY}")

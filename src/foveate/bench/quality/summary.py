@@ -9,7 +9,17 @@ import numpy as np
 from foveate.bench.quality.correlation import correlate
 from foveate.bench.quality.measured import Measured, Row
 from foveate.bench.quality.suites import CONTROLS, DEFAULT, RANDOM_SEEDS, Suite, Variant
-from foveate.bench.statistics import RESAMPLES, Counts, Estimate, Flags, difference, ratio, resamples, wilson
+from foveate.bench.statistics import (
+    RESAMPLES,
+    Counts,
+    Estimate,
+    Flags,
+    bootstrapped,
+    difference,
+    ratio,
+    resamples,
+    wilson,
+)
 
 DIGITS = 4
 DOWNSAMPLED = "downsample"  # the arm whose wrong answers mark the questions that need detail
@@ -52,12 +62,12 @@ def _suite(measured: Measured, suite: Suite, counts: Counts) -> Plain:
     for variant in suite.variants:
         for budget in measured.plan.budgets:
             row = measured.row(variant, budget)
-            against = difference(row.right - measured.random(budget).right, counts)
+            against = difference(row.seeds - measured.random(budget).seeds, counts)
             head = {"label": variant.label, "method": variant.spec, "positions": variant.positions}
             rows.append({**head, "keep": budget.keep, **_row(measured, row, counts), "to_random": _plain(against)})
     for one, other in suite.compared:
         for budget in measured.plan.budgets:
-            gap = measured.row(variants[one], budget).right - measured.row(variants[other], budget).right
+            gap = measured.row(variants[one], budget).seeds - measured.row(variants[other], budget).seeds
             for skill in (None, *(s for s in suite.apart if s in measured.skills)):
                 differences.append(
                     {
@@ -72,34 +82,33 @@ def _suite(measured: Measured, suite: Suite, counts: Counts) -> Plain:
 
 
 def _row(measured: Measured, row: Row, counts: Counts) -> Plain:
-    base = measured.everything.right
+    base = measured.everything.seeds
     skills = {}
     for skill in dict.fromkeys(measured.skills):
         flags = _flags(measured, skill)
-        to_all = _difference(row.right - base, flags, counts)
-        skills[skill] = {**_accuracy(row, flags), "to_all": _plain(to_all)}
-    relative = ratio(row.right, base, counts)
+        to_all = _difference(row.seeds - base, flags, counts)
+        skills[skill] = {**_accuracy(row, flags, counts), "to_all": _plain(to_all)}
+    relative = ratio(row.seeds, base[0], counts)
     return {
         "tokens": _rounded(row.tokens),
-        "seconds": _rounded(row.seconds),
-        **_accuracy(row, np.ones(len(base))),
+        **_accuracy(row, np.ones(base.shape[1]), counts),
         "relative": None if relative is None else _plain(relative, about=1.0),
-        "to_all": _plain(difference(row.right - base, counts)),
+        "to_all": _plain(difference(row.seeds - base, counts)),
         "skills": skills,
     }
 
 
-def _accuracy(row: Row, flags: Flags) -> Plain:
-    """With Wilson's interval; for the mean over seeds, which varies less than one arm, it is rather too wide."""
-    part = row.right[flags > 0]
-    low, high = wilson(part)
+def _accuracy(row: Row, flags: Flags, counts: Counts) -> Plain:
+    """With Wilson's interval, or of several seeds with that of the bootstrap over seeds and questions."""
+    part, chosen = row.seeds[:, flags > 0], counts[:, flags > 0]
+    low, high = wilson(part[0]) if len(part) == 1 else bootstrapped(part, chosen[chosen.any(axis=1)])
     return {"accuracy": _rounded(float(part.mean())), "interval": [_rounded(low), _rounded(high)]}
 
 
 def _difference(gaps: Flags, flags: Flags, counts: Counts) -> Estimate:
     """Over flagged questions; resamples that drew none of them are left out."""
     chosen = counts[:, flags > 0]
-    return difference(gaps[flags > 0], chosen[chosen.any(axis=1)])
+    return difference(gaps[..., flags > 0], chosen[chosen.any(axis=1)])
 
 
 def _against_controls(measured: Measured, suite: Suite, counts: Counts) -> list[Plain]:
@@ -108,7 +117,7 @@ def _against_controls(measured: Measured, suite: Suite, counts: Counts) -> list[
     for variant in suite.variants:
         for control in CONTROLS if variant.spec not in CONTROLS else ():
             for budget in measured.plan.budgets:
-                gap = measured.row(variant, budget).right - measured.row(Variant(control, control), budget).right
+                gap = measured.row(variant, budget).seeds - measured.row(Variant(control, control), budget).seeds
                 head = {"of": variant.label, "to": control, "keep": budget.keep}
                 found.append({**head, **_plain(difference(gap, counts))})
     return found
@@ -125,12 +134,12 @@ def _detail(measured: Measured, suite: Suite) -> list[Plain]:
         for group, flags in groups.items():
             n = int(flags.sum())
             counts = resamples(n) if n else np.zeros((0, 0))
-            random = measured.random(budget).right[flags > 0]
+            random = measured.random(budget).seeds[:, flags > 0]
             for label, row in rows if n else ():
                 part = replace(row, right=row.right[flags > 0], seeds=row.seeds[:, flags > 0])
                 head = {"label": label, "keep": budget.keep, "group": group, "n": n}
-                against = _plain(difference(part.right - random, counts))
-                found.append({**head, **_accuracy(part, np.ones(n)), "to_random": against})
+                against = _plain(difference(part.seeds - random, counts))
+                found.append({**head, **_accuracy(part, np.ones(n), counts), "to_random": against})
     return found
 
 
