@@ -123,7 +123,7 @@ def test_methods_lists_the_table():
     rows = run_json("methods")["methods"]
     assert [row["name"] for row in rows] == list(METHODS)
     spare = rows[0]
-    assert spare["options"] == {"beta": 1.0, "relevance": "auto", "sign": "-", "rows": "raw"}
+    assert spare["options"] == {"beta": 0.25, "relevance": "auto", "sign": "-", "rows": "raw"}
     assert spare["needs"] == ["question"]
     assert all(row["source"] for row in rows)
     assert "2606.18681" in run("methods").stdout
