@@ -4,7 +4,9 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check quality clean
+LOWEST ?= transformers==5.18.0
+
+.PHONY: demo test test-lowest check quality families clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
@@ -20,6 +22,21 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/pytest
 
+# The same tests on the lowest transformers that is supported, in a virtual environment of their own.
+$(VENV)-lowest/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check "$(LOWEST)" -e ".[nouns,plot,dev]"
+	touch $@
+
+test-lowest: $(VENV)-lowest/.ready
+	$(VENV)-lowest/bin/pytest
+
+# docs/families.md, from the table of families and the tests that it tells of.
+families: $(VENV)/.ready
+	$(BIN)/pytest -q tests/test_families.py tests/test_family_*.py tests/test_turns.py --junitxml build/families.xml
+	$(BIN)/python tools/families_page.py build/families.xml
+
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +48,4 @@ quality: $(VENV)/.ready
 	$(BIN)/foveate bench quality --suite all --out build/quality --docs docs
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info

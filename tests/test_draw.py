@@ -65,18 +65,26 @@ def test_patches_are_square_whatever_the_grid():
 def test_the_seen_image_is_what_went_into_the_processor(bundled):
     _, processor = bundled
     image = noise(4)  # of the model's own size: neither resized nor cropped
-    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
-    assert np.abs(np.asarray(draw.seen_image(pixels, processor), int) - np.asarray(image, int)).max() <= 1
+    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    assert (
+        np.abs(np.asarray(draw.seen_image(noise(5), pixels, processor), int) - np.asarray(image, int)).max() <= 1
+    )
 
 
 def test_the_seen_image_of_a_wide_photo_is_its_middle(bundled):
     _, processor = bundled
     wide = Image.new("RGB", (600, 200), (255, 0, 0))
     wide.paste((0, 0, 255), (200, 0, 400, 200))
-    pixels = processor.image_processor(wide, return_tensors="pt")["pixel_values"][0]
-    seen = np.asarray(draw.seen_image(pixels, processor))
+    pixels = processor.image_processor(wide, return_tensors="pt")["pixel_values"]
+    seen = np.asarray(draw.seen_image(wide, pixels, processor))
     assert seen.shape == (192, 192, 3)
     assert (np.abs(seen[:, 8:-8].astype(int) - (0, 0, 255)) <= 2).all()
+
+
+def test_of_tiles_and_patches_the_whole_image_is_seen(bundled):
+    image = noise(6)
+    for pixels in (torch.zeros(4, 3, 8, 8), torch.zeros(16, 12)):
+        assert draw.seen_image(image, pixels, bundled[1]) is image
 
 
 def test_a_contact_sheet_holds_every_panel_unscaled():

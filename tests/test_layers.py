@@ -8,26 +8,32 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "foveate"
 
 # Each room, and the rooms of this package it may import from.
-BASE = {"errors", "tokens", "budget"}
-CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals"}
-CORE |= {"shrink", "check", "place", "pruned"}
+BASE = {"errors", "tokens", "budget", "share"}
+CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals", "settings"}
+CORE |= {"shrink", "check", "place", "pruned", "unwrap"}
 ALLOWED = {
     "errors": set(),
-    "budget": {"errors"},
+    "share": set(),
+    "unwrap": {"errors"},
+    "container": set(),
+    "vision_attention": {"errors"},
+    "budget": {"errors", "share"},
+    "settings": BASE,
     "tokens": {"errors"},
     "select": {"errors"},
     "methods": BASE | {"select"},
     "families": BASE,
     "question": set(),
     "relevance": {"errors", "question"},
-    "encode": BASE | {"families"},
+    "encode": BASE | {"families", "vision_attention"},
     "signals": BASE | {"families", "methods", "encode", "relevance"},
-    "shrink": BASE | {"encode"},
-    "check": BASE | {"families", "methods", "encode", "shrink"},
+    "shrink": BASE | {"families", "encode", "container"},
+    "check": BASE | {"families", "methods", "encode"},
     "place": BASE | {"families", "methods", "encode"},
     "pruned": BASE | {"select", "methods", "shrink"},
     "prune": CORE,
-    "attach": BASE | {"methods", "check", "prune", "pruned"},
+    "attach": BASE | {"families", "methods", "check", "prune", "pruned", "settings", "unwrap"},
+    "turns": BASE | {"pruned"},
     "mini": {"errors"},
     "draw": BASE,
     "bench": CORE | {"prune", "mini"},

@@ -36,7 +36,7 @@ def grids():
 def image(grid, d=8, dtype=torch.float32, seed=0):
     n = grid[0] * grid[1]
     features = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return VisualTokens(features, grid, torch.zeros(n, dtype=torch.bool))
+    return VisualTokens(features, (grid,), torch.zeros(n, dtype=torch.bool))
 
 
 def full_features(model, inputs):
@@ -379,7 +379,7 @@ def test_the_reported_energy_is_outside_what_the_model_is_given(tiny):
 
 
 def test_a_tower_of_one_size_is_refused_before_any_work(tiny, monkeypatch):
-    monkeypatch.setattr(Llava, "resizes", False)
+    monkeypatch.setattr(Llava, "resizes", lambda family, model: False)
     monkeypatch.setattr(tiny.model.vision_tower, "forward", None)  # any work would fail
     for attempt in (
         lambda: foveate.prune(tiny, tiny_prompt(), SMALL, keep=9),

@@ -31,7 +31,7 @@ def tokens(height=6, width=8, d=16, m=3, seed=0, dtype=torch.float32):
     n = height * width
     return VisualTokens(
         features=torch.randn(n, d, generator=generator).to(dtype),
-        grid=(height, width),
+        grids=((height, width),),
         locked=torch.zeros(n, dtype=torch.bool),
         family="llava",
         cls_attention=torch.rand(n, generator=generator),
@@ -61,7 +61,7 @@ HARD_CASES = {
 def test_always_k_distinct_tokens(name, case, k):
     method, image = METHODS[name](), HARD_CASES[case](tokens())
     order = method.rank(image, k)
-    expected = prod(method.size(image.grid, k)) if isinstance(method, Resizing) else k
+    expected = prod(method.size(image.grids[0], k)) if isinstance(method, Resizing) else k
     assert order.dtype == torch.long
     assert order.shape == (expected,)
     assert len(set(order.tolist())) == expected

@@ -98,7 +98,7 @@ def test_images_may_keep_different_numbers(tiny, counts):
         encoded = encode(tiny, family_of(tiny), inputs, frozenset())
     kept = [torch.arange(0, n) for n in (*counts, 5)]
     features = [tokens.features[indices] for tokens, indices in zip(encoded.images, kept, strict=True)]
-    shrunk = shrink(tiny, inputs, encoded, kept, features, "original")
+    shrunk = shrink(tiny, family_of(tiny), inputs, encoded, kept, features, "original")
     full, _ = masked(inputs, type("Choice", (), {"kept": kept}))
     expected = tiny.generate(**full, max_new_tokens=8, num_beams=3)[:, inputs["input_ids"].shape[1] :]
     ours = tiny.generate(**shrunk, max_new_tokens=8, num_beams=3)[:, shrunk["input_ids"].shape[1] :]
@@ -163,7 +163,7 @@ def test_a_handed_on_cls_row_is_locked():
     pruned = foveate.prune(model, inputs, foveate.ResPrune(alpha=0), keep=6)
     assert pruned.kept[0][0] == 0
     assert len(pruned.kept[0]) == 6
-    assert pruned.grids == [(6, 6)]
+    assert pruned.grids == [((6, 6),)]
     with pytest.raises(foveate.InvalidBudget, match="always kept"):
         foveate.prune(model, tiny_prompt((1,), tokens=37, text=(7, 0)), foveate.RRQR(), keep=1)
 

@@ -62,7 +62,7 @@ def test_clip_relevance_is_the_clip_models_own_cosine(bundled):
     expected = torch.cosine_similarity(a, clip.text_projection(text), dim=-1)
     ours = clip_relevance(clip, encoded.patches[0], "Is there a red circle?")
     assert torch.allclose(ours, expected, atol=1e-5)
-    loaded = Source.find(model, foveate.SPARE(relevance="clip"), None, None).clip
+    loaded = Source.find(model, family_of(model), foveate.SPARE(relevance="clip"), None, None).clip
     assert torch.allclose(
         clip_relevance(loaded, encoded.patches[0], "Is there a red circle?"), expected, atol=1e-5
     )
@@ -72,7 +72,7 @@ def test_a_long_question_is_cut_into_windows(bundled):
     model, processor = bundled
     inputs = chat(processor, (1, "Is there a red circle? " * 40))
     encoded = encode(model, family_of(model), dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
-    clip = Source.find(model, foveate.SPARE(relevance="clip"), None, None).clip
+    clip = Source.find(model, family_of(model), foveate.SPARE(relevance="clip"), None, None).clip
     short, long = "Is there a red circle? ", "How many stars? " * 40
     ours = clip_relevance(clip, encoded.patches[0], short * 40)
     first, other = (clip_relevance(clip, encoded.patches[0], short * 40 + end) for end in ("", long))
@@ -141,7 +141,7 @@ def test_the_report_counts_and_times(bundled):
     assert report.method == foveate.SPARE(relevance="clip")
     assert report.tagger is None
     assert all(0 <= energy < 1 for energy in report.residual_energy)
-    assert pruned.grids == [(24, 24)] * 3
+    assert pruned.grids == [((24, 24),)] * 3
     assert pruned.rows == [0, 1, 1]
     assert pruned["input_ids"].shape == pruned["attention_mask"].shape == pruned["position_ids"].shape
     assert "pixel_values" not in pruned
@@ -282,9 +282,12 @@ def test_an_unsupported_model_lists_the_supported_ones():
     config = LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
-    with pytest.raises(foveate.UnsupportedModel, match=r"'llama'.*supported are llava \(clip_vision_model\)"):
+    with pytest.raises(
+        foveate.UnsupportedModel,
+        match=r"'llama'.*supported are llava \(clip_vision_model or pixtral\), llava_next",
+    ):
         foveate.prune(LlamaForCausalLM(config), tiny_prompt(), RRQR, keep=5)
-    with pytest.raises(foveate.UnsupportedModel, match="supported"):
+    with pytest.raises(foveate.UnsupportedModel, match="Linear cannot generate"):
         foveate.prune(torch.nn.Linear(1, 1), tiny_prompt(), RRQR, keep=5)
 
 

@@ -38,6 +38,7 @@ from foveate.methods import (
 from foveate.prune import prune
 from foveate.pruned import Pruned, Report
 from foveate.tokens import Signal, VisualTokens
+from foveate.turns import continued
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ __all__ = [
     "UnsupportedModel",
     "VisualTokens",
     "attach",
+    "continued",
     "prune",
     "select",
 ]

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.check import check_settings
+from foveate.check import check_method, has_pixels
 from foveate.errors import InvalidInputs
+from foveate.families import family_of
 from foveate.methods.base import Method
 from foveate.prune import prune_with_grad
 from foveate.pruned import Pruned
+from foveate.settings import Settings
+from foveate.unwrap import unwrap
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
@@ -32,12 +35,13 @@ class Attached:
     """
 
     method: Method
-    keywords: dict[str, Any]
+    settings: Settings
+    sources: dict[str, Any]
     last: Pruned | None = field(default=None, repr=False)
 
     def prune(self, model: "PreTrainedModel", inputs: dict[str, Any]) -> Pruned:
         """Prune one prompt, and remember it (without its gradients)."""
-        pruned = prune_with_grad(model, inputs, self.method, **self.keywords)
+        pruned = prune_with_grad(model, inputs, self.method, self.settings, **self.sources)
         self.last = pruned.detached()
         return pruned
 
@@ -47,11 +51,14 @@ def attach(
     model: "PreTrainedModel",
     method: Method,
     *,
-    keep: int | float | Budget,
+    keep: int | float | Budget | None = None,
+    keep_total: int | float | None = None,
     positions: str = "original",
+    per_frame: bool = False,
     question: str | Sequence[str] | None = None,
     processor: Any = None,
     clip: "CLIPModel | str | Path | None" = None,
+    family: str | None = None,
 ) -> Iterator[Attached]:
     """Prune whatever images reach ``model.generate`` or ``model(...)`` inside the block.
 
@@ -65,11 +72,14 @@ def attach(
     Args:
         model: the model instance to attach to; its class and other instances are untouched.
         method: as `prune`'s, like all that follow.
-        keep: per image, a count or a fraction.
+        keep: per image or video, a count or a fraction.
+        keep_total: instead, for all of a row together.
         positions: ``original`` or ``compact``.
+        per_frame: whether each frame of a video is ranked by itself.
         question: the question, or one per row.
         processor: the processor or tokenizer.
         clip: CLIP pair of the vision tower.
+        family: None or ``generic``.
 
     Yields:
         An `Attached`, whose ``last`` is the newest `Pruned`.
@@ -77,15 +87,11 @@ def attach(
     Raises:
         UnsupportedModel, InvalidBudget, InvalidOption: at once. The errors of `prune`: when called.
     """
-    check_settings(model, method, keep, positions)
-    keywords = {
-        "keep": Budget.of(keep),
-        "positions": positions,
-        "question": question,
-        "processor": processor,
-        "clip": clip,
-    }
-    attached = Attached(method, keywords)
+    model = unwrap(model)
+    check_method(model, family_of(model, family), method)
+    settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
+    sources = {"question": question, "processor": processor, "clip": clip, "family": family}
+    attached = Attached(method, settings, sources)
     _enter(model, attached)
     try:
         yield attached
@@ -113,7 +119,7 @@ def _enter(model: "PreTrainedModel", attached: Attached) -> None:
         if model not in _INSTALLED:
             stack: list[Attached] = []
             own = model.__dict__.get("generate", _ABSENT)
-            hook = model.register_forward_pre_hook(_pruning_hook(stack), with_kwargs=True)
+            hook = model.register_forward_pre_hook(_pruning_hook(model, stack), with_kwargs=True)
             _INSTALLED[model] = _Installation(stack, own, hook)
             model.__dict__["generate"] = _pruning_generate(model, model.generate, stack)
         _INSTALLED[model].stack.append(attached)
@@ -133,32 +139,49 @@ def _leave(model: "PreTrainedModel", attached: Attached) -> None:
         del _INSTALLED[model]
 
 
-def _pruning_hook(stack: list[Attached]) -> Any:
+def _parameters(function: Any) -> list[str]:
+    """The names of a method's parameters. The class's own: what wraps an instance's may take ``*args``."""
+    return list(inspect.signature(function).parameters)[1:]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _prune_uncompiled(attached: Attached, model: "PreTrainedModel", arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tracing what depends on the values of tensors would cost far more than it could save."""
+    return dict(attached.prune(model, arguments))
+
+
+def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
+    names = _parameters(type(model).forward)
+
     def hook(model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         newest = stack[-1:]
-        arguments = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
-        if not newest or arguments.get("pixel_values") is None:
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        if not newest or not has_pixels(arguments):
             return None  # text alone, a decoding step, or a prompt that generate has pruned already
         # Gradients are left as they are: who trains through the forward reaches the vision tower.
-        return (), dict(newest[0].prune(model, arguments))
+        return (), _prune_uncompiled(newest[0], model, arguments)
 
     return hook
 
 
 def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attached]) -> Any:
+    names = _parameters(type(model).generate)
+
     def pruned_generate(*args: Any, **kwargs: Any) -> Any:
-        arguments = {**dict(zip(inspect.signature(generate).parameters, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         if arguments.get("inputs") is not None:  # generate's own name for the first argument
             arguments["input_ids"] = arguments.pop("inputs")
         newest = stack[-1:]
-        if getattr(_INSIDE, "generate", False):  # assisted decoding: the model drafts for itself
+        inside = getattr(_INSIDE, "generate", False)
+        if inside and not has_pixels(arguments):  # assisted decoding: drafts of a prompt that is pruned already
             return generate(**arguments)
         if newest and arguments.get("mm_encoder_outputs") is not None:
             raise InvalidInputs(
                 "mm_encoder_outputs while pruning is attached: pass the pixels, or leave the block"
             )
-        if not newest or arguments.get("pixel_values") is None:
+        if not newest or not has_pixels(arguments):
             return generate(**arguments)
+        unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
         with torch.no_grad():  # generate's own no_grad begins later
             pruned = newest[0].prune(model, arguments)
         prompt: Tensor = arguments["input_ids"]
@@ -167,7 +190,7 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
         try:
             output = generate(**{**pruned, **_rebased(model, arguments, removed)})
         finally:
-            _INSIDE.generate = False
+            _INSIDE.generate = inside
         return _with_prompt(output, prompt, removed)
 
     return pruned_generate

@@ -1,24 +1,34 @@
-"""How many tokens to keep of an image, from its token count alone."""
+"""How many tokens to keep of each image, from token counts alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
 from foveate.errors import InvalidBudget
+from foveate.share import shares
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget per image: a count (``keep=64``) or a fraction (``keep=0.11``).
+    """A budget per image or video: a count (``keep=64``) or a fraction (``keep=0.11``).
+
+    All tiles of an image count together, and all frames of a video. A total (``keep_total=64``) is for all
+    images of a prompt together: they share it in proportion to their tokens.
 
     Only the number of tokens decides, never the features, so that an engine which must know prompt
     lengths before encoding can use it too.
+
+    Attributes:
+        keep: the count or fraction.
+        total: whether it is for all images of a prompt together.
 
     Raises:
         InvalidBudget: ``keep`` is not an int >= 1 or a float in (0, 1].
     """
 
     keep: int | float
+    total: bool = False
 
     def __post_init__(self) -> None:
         keep = self.keep
@@ -26,13 +36,27 @@ class Budget:
         is_fraction = isinstance(keep, float) and 0.0 < keep <= 1.0
         if not (is_count or is_fraction):
             raise InvalidBudget(
-                f"keep={keep!r}: allowed are a count (an int of 1 or more) or a fraction (a float in (0, 1])"
+                f"{self}: allowed are a count (an int of 1 or more) or a fraction (a float in (0, 1])"
             )
+
+    def __str__(self) -> str:
+        return f"{'keep_total' if self.total else 'keep'}={self.keep!r}"
 
     @classmethod
     def of(cls, keep: "int | float | Budget") -> "Budget":
         """``keep`` as a budget; a budget is returned as it is."""
         return keep if isinstance(keep, Budget) else cls(keep)
+
+    @classmethod
+    def of_one(cls, keep: "int | float | Budget | None", keep_total: int | float | None) -> "Budget":
+        """The budget that one of the two gives.
+
+        Raises:
+            InvalidBudget: both or none is given.
+        """
+        if (keep is None) == (keep_total is None):
+            raise InvalidBudget(f"keep={keep!r} and keep_total={keep_total!r}: allowed is one of the two")
+        return cls.of(keep) if keep is not None else cls(keep_total or 0, total=True)
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -54,3 +78,18 @@ class Budget:
         """The tokens to keep of ``n``: at least 1, at most ``n`` (a count over ``n`` keeps all)."""
         k = int(self.keep) if isinstance(self.keep, Integral) else math.floor(self.keep * n + 0.5)
         return min(n, max(1, k))
+
+    def counts(self, sizes: Sequence[int]) -> list[int]:
+        """The tokens to keep of each of a prompt's images, of ``sizes`` tokens.
+
+        Raises:
+            InvalidBudget: a total of fewer tokens than there are images.
+        """
+        if not self.total:
+            return [self.count(n) for n in sizes]
+        if not sizes:
+            return []
+        count = self.count(sum(sizes))
+        if count < len(sizes):
+            raise InvalidBudget(f"{self}: allowed is 1 for each of the prompt's {len(sizes)} images or more")
+        return shares(count, sizes, least=1)

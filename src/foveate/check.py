@@ -5,48 +5,37 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from foveate.budget import Budget
-from foveate.encode import encoder_arguments, image_token_id
+from foveate.encode import encoder_arguments, placeholders
 from foveate.errors import InvalidInputs, InvalidOption, UnsupportedModel
-from foveate.families import FAMILIES, family_of
+from foveate.families import PIXELS, Family
 from foveate.methods import Method, Resizing
-from foveate.shrink import POSITIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def check_settings(model: "PreTrainedModel", method: Method, keep: int | float | Budget, positions: str) -> Budget:
-    """The budget.
-
-    Raises:
-        UnsupportedModel, InvalidBudget, InvalidOption: as `prune` says.
-    """
-    check_method(model, method)
-    if positions not in POSITIONS:
-        raise InvalidOption(f"positions={positions!r}: allowed are {', '.join(map(repr, POSITIONS))}")
-    return Budget.of(keep)
-
-
-def check_method(model: "PreTrainedModel", method: Method) -> None:
+def check_method(model: "PreTrainedModel", family: Family, method: Method) -> None:
     """Refuse what is no method, and one that the model's vision tower cannot serve.
 
     Raises:
         InvalidOption: a class, a name, anything else.
-        UnsupportedModel: the model has no family, or one that cannot resize images.
+        UnsupportedModel: the family cannot resize images.
     """
     if not isinstance(method, Method):
         raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
-    family = family_of(model)
-    if isinstance(method, Resizing) and not family.resizes:
-        able = ", ".join(known for known, other in FAMILIES.items() if other.resizes)
+    if isinstance(method, Resizing) and not family.resizes(model):
         raise UnsupportedModel(
             f"{type(method).__name__} on {family.name}: its vision tower takes images of one size; "
-            f"supported are {able}"
+            "supported is llava with a CLIP tower"
         )
 
 
-def check_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
+def has_pixels(inputs: Mapping[str, Any]) -> bool:
+    """Whether there is an image or a video to encode."""
+    return any(inputs.get(name) is not None for name in PIXELS.values())
+
+
+def check_inputs(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
     """Refuse what cannot be pruned soundly.
 
     Raises:
@@ -56,24 +45,39 @@ def check_inputs(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
         raise InvalidInputs(
             f"inputs of type {type(inputs).__name__}: allowed is what the model's processor returned"
         )
-    _check_leave_out(model, inputs)
-    for name in ("input_ids", "pixel_values"):
-        if not isinstance(inputs.get(name), Tensor):
-            raise InvalidInputs(
-                f"{name} is {type(inputs.get(name)).__name__}: allowed is a tensor, as the processor returns it "
-                "for an image with return_tensors='pt'"
-            )
+    _check_leave_out(model, family, inputs)
+    _check_pixels(model, family, inputs)
     mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
     if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
         shapes = f"{tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
         raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
     if mask is not None:
-        hidden = int(((ids == image_token_id(model)) & ~mask.bool()).sum())
+        hidden = int((placeholders(model, family, ids) & ~mask.bool()).sum())
         if hidden:
             raise InvalidInputs(f"attention_mask hides {hidden} image placeholders: allowed is none, prune hides")
 
 
-def _check_leave_out(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> None:
+def _check_pixels(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
+    for kind, name in PIXELS.items():
+        if inputs.get(name) is not None and kind not in family.kinds:
+            raise InvalidInputs(
+                f"{name} given to {family.name}: allowed is {' or '.join(family.kinds)}, not {kind}"
+            )
+    given = [name for name in PIXELS.values() if inputs.get(name) is not None]
+    for name in ("input_ids", *(given or ["pixel_values"])):
+        if not isinstance(inputs.get(name), Tensor):
+            raise InvalidInputs(
+                f"{name} is {type(inputs.get(name)).__name__}: allowed is a tensor, as the processor returns it "
+                "for an image with return_tensors='pt'"
+            )
+    for kind in family.kinds:
+        needed = [name for name, required in encoder_arguments(model, kind).items() if required]
+        for name in (*needed, *family.requires.get(kind, ())):
+            if PIXELS[kind] in given and inputs.get(name) is None:
+                raise InvalidInputs(f"{name} is missing: pass all that the processor returned")
+
+
+def _check_leave_out(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
     cache = inputs.get("past_key_values")
     if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0):
         raise InvalidInputs("pixel_values together with a filled past_key_values: pass images with an empty cache")
@@ -82,7 +86,8 @@ def _check_leave_out(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> Non
             raise InvalidInputs(f"{name} given together with images to prune: leave it out, prune sets it")
     if isinstance(inputs.get("logits_to_keep"), Tensor):
         raise InvalidInputs("logits_to_keep as indices: allowed is a count, columns move when tokens are dropped")
-    for name in encoder_arguments(model):  # such as vision_feature_layer: grids and signals follow the config
-        given, set_in_config = inputs.get(name), getattr(model.config, name, None)
-        if given is not None and set_in_config is not None and given != set_in_config:
-            raise InvalidInputs(f"{name}={given!r}: allowed is the config's {set_in_config!r}; set it there")
+    for kind in family.kinds:
+        for name in encoder_arguments(model, kind):  # such as vision_feature_layer: signals follow the config
+            given, set_in_config = inputs.get(name), getattr(model.config, name, None)
+            if given is not None and set_in_config is not None and given != set_in_config:
+                raise InvalidInputs(f"{name}={given!r}: allowed is the config's {set_in_config!r}; set it there")

@@ -110,7 +110,7 @@ def ask(
     inputs = bench.requests(processor, [picture], [question])
     answers = list(bench.ask(vlm, processor, inputs, arms, max_new_tokens))
     if target:
-        seen = draw.seen_image(inputs["pixel_values"][0], processor)
+        seen = draw.seen_image(picture, inputs["pixel_values"], processor)
         _save(_sheet(seen, question, answers), target)
     hardware = f"one run after a warm-up, {bench.machine(vlm.device)}"
     if as_json:

@@ -56,12 +56,17 @@ def enlarged(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
     return image.convert("RGB").resize((width * cell, height * cell), Image.Resampling.BICUBIC)
 
 
-def seen_image(pixel_values: Tensor, processor: Any) -> Image.Image:
-    """The picture that the model saw, resized and cropped: ``[3, H, W]`` pixel values, de-normalised."""
+def seen_image(image: Image.Image, pixel_values: Tensor, processor: Any) -> Image.Image:
+    """The picture that the model saw, resized and cropped: pixel values ``[1, 3, H, W]``, de-normalised.
+
+    Pixel values of another shape (tiles, patches) are parts of the whole ``image``, which is then given back.
+    """
+    if pixel_values.dim() != 4 or len(pixel_values) != 1:
+        return image
     images = getattr(processor, "image_processor", processor)
     mean = torch.tensor(images.image_mean)[:, None, None]
     deviation = torch.tensor(images.image_std)[:, None, None]
-    colours = pixel_values.detach().float().cpu() * deviation + mean
+    colours = pixel_values[0].detach().float().cpu() * deviation + mean
     pixels = (colours.clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 

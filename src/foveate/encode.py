@@ -1,4 +1,4 @@
-"""Run the vision encoder once, and collect only the signals asked for."""
+"""Run the vision encoders once, and collect only the signals asked for."""
 
 import inspect
 import threading
@@ -10,27 +10,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InvalidFeatures, InvalidInputs
-from foveate.families import Family
+from foveate.errors import InvalidFeatures, InvalidInputs, UnsupportedModel
+from foveate.families import IMAGE, PIXELS, Family
 from foveate.tokens import Signal, VisualTokens
+from foveate.vision_attention import attention_tap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ATTENTION = (Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION)
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the vision encoder gave.
+    """What the vision encoders gave: images in prompt order, then videos.
 
     Attributes:
-        images: one per image, in prompt order.
-        rows: the batch row of each image.
+        images: one per image or video.
+        rows: the batch row of each.
+        kinds: ``image`` or ``video``, of each.
         patches: per image ``[N, Dv]``, the states the projector read; None unless asked for.
+        deepstack: per image, per layer ``[N, D]``: what the language model adds to the tokens' states in its
+            first layers; empty for models without.
     """
 
     images: list[VisualTokens]
     rows: list[int]
+    kinds: list[str]
     patches: list[Tensor] | None
+    deepstack: list[list[Tensor]]
 
 
 def encode(
@@ -38,28 +46,26 @@ def encode(
 ) -> Encoded:
     """Encode the pixels of ``inputs``, tapping the tower for the signals that arise in it.
 
-    The stock ``get_image_features`` runs, with any attention backend; nothing is patched. Gradients
-    flow where the caller has them on.
+    The stock ``get_image_features`` and ``get_video_features`` run, with any attention backend; nothing is
+    patched. Gradients flow where the caller has them on.
 
     Raises:
         InvalidInputs: the placeholders in the prompts and the images do not match.
         InvalidFeatures: the encoder gave NaN or infinite values.
     """
-    base: Any = model.base_model
-    arguments = _arguments(model, inputs)
-    with ExitStack() as taps:
-        layer = family.cls_layer(model) if Signal.CLS_ATTENTION in signals else None
-        attention = taps.enter_context(_cls_tap(layer)) if layer is not None else None
-        states = None
-        if Signal.CLIP_RELEVANCE in signals:
-            states = taps.enter_context(_input_tap(family.projector(model)))
-        output = base.get_image_features(**arguments, return_dict=True)
-    features = _finite_features(output)
-    rows = _rows_of_images(inputs["input_ids"] == image_token_id(model), [len(f) for f in features])
-    images = [_tokens(model, family, f) for f in features]
-    if attention is not None:
-        images = [_with_cls(tokens, a) for tokens, a in zip(images, _per_image(attention), strict=True)]
-    return Encoded(images, rows, None if states is None else _per_image(states))
+    parts = [
+        _encode_kind(model, family, inputs, kind, signals)
+        for kind in family.kinds
+        if inputs.get(PIXELS[kind]) is not None
+    ]
+    patches = [part.patches for part in parts if part.patches is not None]
+    return Encoded(
+        images=[image for part in parts for image in part.images],
+        rows=[row for part in parts for row in part.rows],
+        kinds=[kind for part in parts for kind in part.kinds],
+        patches=[image for part in patches for image in part] if patches else None,
+        deepstack=[layers for part in parts for layers in part.deepstack],
+    )
 
 
 def encode_resized(
@@ -74,60 +80,121 @@ def encode_resized(
         InvalidFeatures: the encoder gave NaN or infinite values.
     """
     base: Any = model.base_model
-    arguments = family.resized(model, _arguments(model, inputs), size)
-    return _finite_features(base.get_image_features(**arguments, return_dict=True))
+    arguments = family.resized(model, _arguments(model, inputs, IMAGE), size)
+    output = base.get_image_features(**arguments, return_dict=True)
+    return [_finite(entry, index) for index, entry in enumerate(_entries(output.pooler_output))]
 
 
-def encoder_arguments(model: "PreTrainedModel") -> list[str]:
-    """The inputs that the image encoder consumes, by its own signature (generate() asks it, too)."""
-    base: Any = model.base_model
-    parameters = inspect.signature(base.get_image_features).parameters
-    return [name for name in parameters if name not in ("kwargs", "return_dict")]
+def encoder_arguments(model: "PreTrainedModel", kind: str) -> dict[str, bool]:
+    """The inputs that an encoder consumes, and whether it must have them, by its own signature.
 
-
-def image_token_id(model: "PreTrainedModel") -> int:
-    """The id of the image placeholder."""
-    return int(model.config.image_token_id)
-
-
-def _arguments(model: "PreTrainedModel", inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: inputs[name] for name in encoder_arguments(model) if name in inputs}
-
-
-def _finite_features(output: Any) -> list[Tensor]:
-    """Per image ``[N, D]``.
-
-    Raises:
-        InvalidFeatures: they are not all finite.
+    generate() asks the signature, too.
     """
-    features = [entry.reshape(-1, entry.shape[-1]) for entry in output.pooler_output]
-    for index, image in enumerate(features):
-        if not bool(torch.isfinite(image).all()):
-            raise InvalidFeatures(
-                f"image {index}: the vision encoder gave NaN or infinite values; allowed are finite numbers"
-            )
+    base: Any = model.base_model
+    encoder = getattr(base, f"get_{kind}_features", None)
+    if encoder is None:
+        return {}
+    parameters = inspect.signature(encoder).parameters.values()
+    return {
+        parameter.name: parameter.default is parameter.empty
+        for parameter in parameters
+        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "return_dict"
+    }
+
+
+def placeholder_id(model: "PreTrainedModel", kind: str) -> int | None:
+    """The id of the placeholder of images or videos; None where the model has none."""
+    token = getattr(model.config, f"{kind}_token_id", None)
+    return None if token is None else int(token)
+
+
+def placeholders(model: "PreTrainedModel", family: Family, input_ids: Tensor) -> Tensor:
+    """Where ``input_ids [B, L]`` stand for images or videos: bool, the same shape."""
+    ids = [token for kind in family.kinds if (token := placeholder_id(model, kind)) is not None]
+    return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
+
+
+def _encode_kind(
+    model: "PreTrainedModel", family: Family, inputs: dict[str, Any], kind: str, signals: frozenset[Signal]
+) -> Encoded:
+    base: Any = model.base_model
+    layer = family.attention(model, kind)
+    with ExitStack() as stack:
+        taps = {
+            signal: stack.enter_context(attention_tap(layer, first=signal == Signal.CLS_ATTENTION))
+            for signal in ATTENTION
+            if signal in signals and layer is not None
+        }
+        projector = family.projector(model) if Signal.CLIP_RELEVANCE in signals else None
+        states = None if projector is None else stack.enter_context(_input_tap(projector))
+        encoder = getattr(base, f"get_{kind}_features")
+        try:
+            output = encoder(**_arguments(model, inputs, kind), return_dict=True)
+        except RuntimeError as error:
+            if not any(parameter.is_meta for parameter in base.parameters()):
+                raise
+            raise UnsupportedModel(  # such as LLaVA-NeXT's newline: accelerate fetches it for forward alone
+                f"{family.name} with weights offloaded that its encoder needs; stock generate() fails as well: "
+                "leave them on a device"
+            ) from error
+    entries = _entries(output.pooler_output)
+    counts = family.counts(model, inputs, kind, [len(entry) for entry in entries])
+    token = placeholder_id(model, kind)
+    rows = _rows_of_images(inputs["input_ids"] == token, counts, kind, sum(map(len, entries)))
+    images = [
+        _tokens(model, family, inputs, kind, index, _finite(features, index))
+        for index, features in enumerate(torch.split(torch.cat(entries), counts))
+    ]
+    for signal, captured in taps.items():
+        carried = family.carry(model, inputs, kind, captured)
+        images = [_with_scores(image, signal, scores) for image, scores in zip(images, carried, strict=True)]
+    layers = [torch.split(torch.cat(_entries(layer)), counts) for layer in output.get("deepstack_features") or ()]
+    return Encoded(
+        images,
+        rows,
+        [kind] * len(images),
+        None if states is None else [image for batch in states for image in batch],
+        [list(image) for image in zip(*layers, strict=True)] if layers else [[] for _ in images],
+    )
+
+
+def _arguments(model: "PreTrainedModel", inputs: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: inputs[name] for name in encoder_arguments(model, kind) if name in inputs}
+
+
+def _entries(features: Any) -> list[Tensor]:
+    """``[n, D]`` each, whatever the family nests them in."""
+    return [entry.reshape(-1, entry.shape[-1]) for entry in features]
+
+
+def _finite(features: Tensor, index: int) -> Tensor:
+    if not bool(torch.isfinite(features).all()):
+        raise InvalidFeatures(
+            f"image {index}: the vision encoder gave NaN or infinite values; allowed are finite numbers"
+        )
     return features
 
 
-def _tokens(model: "PreTrainedModel", family: Family, features: Tensor) -> VisualTokens:
-    locked = family.locked(model, features)
-    grid = family.grid(model, len(features))
-    return VisualTokens(features, grid, locked, model.config.model_type)
+def _tokens(
+    model: "PreTrainedModel", family: Family, inputs: dict[str, Any], kind: str, index: int, features: Tensor
+) -> VisualTokens:
+    layout = family.layout(model, inputs, kind, index, len(features))
+    return VisualTokens(features, layout.grids, layout.locked.to(features.device), model.config.model_type)
 
 
-def _with_cls(tokens: VisualTokens, attention: Tensor) -> VisualTokens:
-    # The CLS row itself is no patch; where it is handed on (and locked) it gets no score.
-    missing = len(tokens.features) - len(attention)
-    return replace(tokens, cls_attention=nn.functional.pad(attention, (missing, 0)))
+def _with_scores(tokens: VisualTokens, signal: Signal, scores: Tensor) -> VisualTokens:
+    """The tokens with a signal; rows that are locked and no part of the picture get 0."""
+    if len(scores) < len(tokens.features):
+        full = scores.new_zeros(len(tokens.features))
+        full[~tokens.locked] = scores
+        scores = full
+    added: dict[str, Any] = {signal.value: scores}
+    return replace(tokens, **added)
 
 
-def _per_image(captured: list[Tensor]) -> list[Tensor]:
-    return [image for batch in captured for image in batch]
-
-
-def _rows_of_images(placeholders: Tensor, sizes: Sequence[int]) -> list[int]:
+def _rows_of_images(flags: Tensor, sizes: Sequence[int], kind: str, encoded: int) -> list[int]:
     """The row of each image: placeholders in row-major order are the images' tokens, one by one."""
-    counts = placeholders.sum(dim=1).tolist()
+    counts = flags.sum(dim=1).tolist()
     rows: list[int] = []
     left = 0
     row = -1
@@ -139,59 +206,19 @@ def _rows_of_images(placeholders: Tensor, sizes: Sequence[int]) -> list[int]:
         left -= size
         if left < 0:
             break
-    if left != 0 or len(rows) != len(sizes) or sum(counts) != sum(sizes):
+    if left != 0 or len(rows) != len(sizes) or not sum(counts) == sum(sizes) == encoded:
         raise InvalidInputs(
-            f"the prompts hold {counts} image placeholders per row, the images given have {list(sizes)} tokens: "
-            "every <image> mark needs one image, in order"
+            f"the prompts hold {counts} {kind} placeholders per row, the {kind}s given have {encoded} tokens"
+            f"{'' if sum(sizes) != encoded else f' ({list(sizes)})'}: "
+            f"every <{kind}> mark needs one {kind}, in order"
         )
     return rows
 
 
 @contextmanager
-def _cls_tap(attention: Any) -> Iterator[list[Tensor]]:
-    """Collects ``[images, N]``: the CLS query's attention to the patches, mean over heads.
-
-    From the projections' outputs, so that it is exact under every attention backend, also those that
-    never form the attention matrix. The softmax is over CLS and patches; the CLS column is dropped.
-    """
-    captured: list[Tensor] = []
-    query: list[Tensor] = []
-    heads = int(attention.num_heads)
-    scale = float(attention.scale)
-
-    def on_query(output: Tensor) -> None:
-        query.append(output[:, 0].detach())
-
-    def on_key(output: Tensor) -> None:
-        images, n, _ = output.shape
-        q = query.pop().reshape(images, heads, -1).float()
-        k = output.detach().reshape(images, n, heads, -1).float()
-        scores = torch.einsum("bhd,bnhd->bhn", q, k) * scale
-        captured.append(scores.softmax(dim=-1).mean(dim=1)[:, 1:])
-
-    with _output_tap(attention.q_proj, on_query), _output_tap(attention.k_proj, on_key):
-        yield captured
-
-
-@contextmanager
-def _output_tap(module: Any, see: Any) -> Iterator[None]:
-    thread = threading.get_ident()  # other threads may run the same module at the same time
-
-    def hook(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
-        if threading.get_ident() == thread:
-            see(output)
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def _input_tap(module: nn.Module) -> Iterator[list[Tensor]]:
     captured: list[Tensor] = []
-    thread = threading.get_ident()
+    thread = threading.get_ident()  # other threads may run the same module at the same time
 
     def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == thread:

@@ -1,5 +1,6 @@
 """Which tokens of each image stay, and what stands in their places."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.encode import Encoded, encode_resized, image_token_id
+from foveate.encode import Encoded, encode_resized, placeholder_id, placeholders
 from foveate.errors import InvalidBudget
-from foveate.families import Family
+from foveate.families import IMAGE, VIDEO, Family
 from foveate.methods import Merging, Method, Resizing
+from foveate.share import shares
 from foveate.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Ranking:
-    """The orders that one method gave, one per image, so that none is ranked twice without need.
+    """The orders that one method gave, one per image (or frame of a video), so that none is ranked twice.
 
     An order answers for its own count again, and for smaller ones where the method is nested; a nested
     method's longest one is held, else the newest.
@@ -26,30 +28,46 @@ class Ranking:
 
     def __init__(self, method: Method) -> None:
         self._method = method
-        self._orders: dict[int, Tensor] = {}
+        self._orders: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
-    def of(self, index: int, tokens: VisualTokens, k: int) -> Tensor:
-        """`Method.rank` of image ``index``: ``[k]``."""
-        known = self._orders.get(index)
+    def of(self, index: int, tokens: VisualTokens, k: int, frame: int = -1) -> Tensor:
+        """`Method.rank` of image ``index``, or of one of its frames: ``[k]``."""
+        known = self._orders.get((index, frame))
         if known is not None and (len(known) == k or (self._method.nested and len(known) > k)):
             return known[:k]
-        self._orders[index] = self._method.rank(tokens, k)
-        return self._orders[index]
+        self._orders[index, frame] = self._method.rank(tokens, k)
+        return self._orders[index, frame]
 
 
 def choose(
-    model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded, ranking: Ranking, budget: Budget
+    model: "PreTrainedModel",
+    family: Family,
+    prompt: dict[str, Any],
+    encoded: Encoded,
+    ranking: Ranking,
+    budget: Budget,
+    per_frame: bool,
 ) -> list[Tensor]:
     """Per image ``[k]``, the indices to keep: locked rows first, then in order of selection.
+
+    With ``per_frame``, each frame of a video is ranked by itself, for a share of k as large as its share of
+    tokens, and the frames follow one another.
 
     Raises:
         InvalidBudget: fewer than are always kept.
     """
-    at_the_end = _images_at_the_end(model, prompt, encoded)
-    return [
-        _order(index, tokens, ranking, budget, index in at_the_end) for index, tokens in enumerate(encoded.images)
-    ]
+    at_the_end = _images_at_the_end(family, model, prompt, encoded)
+    counts = _counts(encoded, budget)
+    orders = []
+    for index, (tokens, k) in enumerate(zip(encoded.images, counts, strict=True)):
+        hold = index in at_the_end
+        least = int(tokens.locked.sum()) + hold
+        if k < least:
+            raise InvalidBudget(f"{budget}: {least} tokens of this {encoded.kinds[index]} are always kept")
+        frames = per_frame and encoded.kinds[index] == VIDEO
+        orders.append(_order(index, tokens, ranking, k, hold, frames))
+    return orders
 
 
 def place(
@@ -79,40 +97,70 @@ def place(
         if isinstance(method, Merging):
             placed[index] = torch.cat([placed[index][:locked], method.merge(tokens.unlocked(), k)])
         elif isinstance(method, Resizing):
-            size = method.size(tokens.grid, k)
+            size = method.size(tokens.grids[0], k)
             if size not in resized:
                 resized[size] = encode_resized(model, family, prompt, size)
             small = resized[size][index]
-            rows = family.locked(model, small)
+            rows = family.layout(model, prompt, IMAGE, index, len(small)).locked.to(small.device)
             placed[index] = torch.cat([small[rows], small[~rows]])
     return placed
 
 
-def _order(index: int, tokens: VisualTokens, ranking: Ranking, budget: Budget, hold_last: bool) -> Tensor:
+def _counts(encoded: Encoded, budget: Budget) -> list[int]:
+    """The budget of each image; a total is shared within a row."""
+    counts = [0] * len(encoded.images)
+    for row in set(encoded.rows):
+        which = [index for index, owner in enumerate(encoded.rows) if owner == row]
+        shared = budget.counts([len(encoded.images[index].features) for index in which])
+        for index, count in zip(which, shared, strict=True):
+            counts[index] = count
+    return counts
+
+
+def _order(index: int, tokens: VisualTokens, ranking: Ranking, k: int, hold_last: bool, frames: bool) -> Tensor:
     n = len(tokens.features)
-    k = budget.count(n)
     locked = tokens.locked.nonzero().flatten()
-    if k < len(locked) + hold_last:
-        raise InvalidBudget(
-            f"keep={budget.keep!r}: {len(locked) + hold_last} tokens of this image are always kept"
-        )
     if k == n:
         return torch.arange(n, device=locked.device)
     if k == len(locked):
         return locked
     free = (~tokens.locked).nonzero().flatten()
-    order = torch.cat([locked, free[ranking.of(index, tokens.unlocked(), k - len(locked))]])
+    rest = k - len(locked)
+    chosen = (
+        _by_frame(index, tokens.unlocked(), ranking, rest)
+        if frames
+        else ranking.of(index, tokens.unlocked(), rest)
+    )
+    order = torch.cat([locked, free[chosen]])
     if hold_last and not bool((order == n - 1).any()):
         order[-1] = n - 1
     return order
 
 
-def _images_at_the_end(model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded) -> set[int]:
+def _by_frame(index: int, tokens: VisualTokens, ranking: Ranking, k: int) -> Tensor:
+    frames = tokens.frames()
+    sizes = [len(frame.features) for frame in frames]
+    starts = itertools.accumulate(sizes, initial=0)
+    return torch.cat(
+        [
+            start + ranking.of(index, frame, share, number)
+            for number, (start, frame, share) in enumerate(zip(starts, frames, shares(k, sizes), strict=False))
+            if share
+        ]
+    )
+
+
+def _images_at_the_end(
+    family: Family, model: "PreTrainedModel", prompt: dict[str, Any], encoded: Encoded
+) -> set[int]:
     """Images whose last token ends a row: its query writes the first answer token, so it must stay."""
     found = set()
     ids, mask = prompt["input_ids"], prompt.get("attention_mask")
+    stands = placeholders(model, family, ids)
     for row in set(encoded.rows):
-        attended = ids[row] if mask is None else ids[row][mask[row].bool()]
-        if int(attended[-1]) == image_token_id(model):
-            found.add(max(index for index, owner in enumerate(encoded.rows) if owner == row))
+        last = -1 if mask is None else int(mask[row].nonzero()[-1])
+        if bool(stands[row, last]):
+            kinds = [kind for kind in family.kinds if int(ids[row, last]) == placeholder_id(model, kind)]
+            own = zip(encoded.rows, encoded.kinds, strict=True)
+            found.add(max(index for index, (owner, kind) in enumerate(own) if owner == row and kind in kinds))
     return found

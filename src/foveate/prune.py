@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate.budget import Budget
-from foveate.check import check_inputs, check_method, check_settings
+from foveate.check import check_inputs, check_method
 from foveate.encode import Encoded, encode
 from foveate.errors import InvalidOption
 from foveate.families import Family, family_of
 from foveate.methods.base import Method
 from foveate.place import Ranking, choose, place
 from foveate.pruned import Pruned, Report
+from foveate.settings import Settings
 from foveate.shrink import shrink
 from foveate.signals import Source, add_text
 from foveate.tokens import Signal
+from foveate.unwrap import unwrap
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
@@ -30,67 +32,82 @@ def prune(
     inputs: Mapping[str, Any],
     method: Method,
     *,
-    keep: int | float | Budget,
+    keep: int | float | Budget | None = None,
+    keep_total: int | float | None = None,
     positions: str = "original",
+    per_frame: bool = False,
     question: str | Sequence[str] | None = None,
     processor: Any = None,
     clip: "CLIPModel | str | Path | None" = None,
+    family: str | None = None,
 ) -> Pruned:
-    """Encode the images of a prompt and keep only the visual tokens a method ranks best.
+    """Encode the images and videos of a prompt and keep only the visual tokens a method ranks best.
 
-    No gradients flow; to train through a pruned prompt, call the model inside `attach`.
+    No gradients flow; to train through a pruned prompt, call the model inside `attach`. Models with
+    positions of several axes (Qwen-VL, GLM-V) get their ``rope_deltas`` set for this prompt, as their own
+    generate() does.
 
     Args:
-        model: a supported vision-language model, stock and unpatched.
-        inputs: what the model's processor returned: ``input_ids [B, L]``, ``pixel_values``, and where
-            rows are padded ``attention_mask [B, L]``. Several images per row, and rows without, are fine.
+        model: a supported vision-language model, stock and unpatched; PEFT's and compiled ones are looked into.
+        inputs: what the model's processor returned: ``input_ids [B, L]``, ``pixel_values`` or
+            ``pixel_values_videos``, and where rows are padded ``attention_mask [B, L]``. Several images per
+            row, and rows without, are fine.
         method: such as `foveate.SPARE()`.
-        keep: per image: a count (64) or a fraction (0.11). More than there are keeps all.
+        keep: per image (all its tiles) or video (all its frames): a count (64) or a fraction (0.11). More than
+            there are keeps all. Rows that are always kept count.
+        keep_total: instead of ``keep``, for all images and videos of a row together: they share it in
+            proportion to their tokens.
         positions: ``original`` position ids of the unpruned prompt (default), or ``compact`` ones.
+        per_frame: whether each frame of a video is ranked by itself, with its share of the budget, instead of
+            all frames' tokens at once.
         question: the question, or one per row; None takes the last user turn of the prompt.
         processor: the processor or tokenizer; None loads the tokenizer beside the checkpoint.
         clip: CLIP pair of the vision tower (model, path or id); None looks beside the checkpoint.
+        family: None, or ``"generic"`` for a model type that is not in `foveate.FAMILIES`, at your own risk.
 
     Returns:
-        A mapping for ``model.generate(**pruned)``, with ``kept``, ``orders``, ``grids``, ``rows`` and
+        A mapping for ``model.generate(**pruned)``, with ``kept``, ``orders``, ``grids``, ``rows``, ``kinds`` and
         ``report``.
 
     Raises:
         UnsupportedModel: the model has no family, or one that cannot do what the method asks.
-        InvalidBudget, InvalidOption: a bad ``keep`` or ``positions``.
+        InvalidBudget, InvalidOption: a bad budget, ``positions``, ``per_frame`` or ``family``.
         InvalidInputs: no pixels, marks and images that do not match or are masked, pixels with a filled
             cache, explicit positions, encoder options other than the config's.
         InvalidFeatures: the encoder gave NaN or infinite values.
         MissingSignal: the method needs a signal that is not to be had; raised before any work.
     """
+    settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
     with torch.no_grad():
         return prune_with_grad(
-            model,
+            unwrap(model),
             inputs,
             method,
-            keep=keep,
-            positions=positions,
+            settings,
             question=question,
             processor=processor,
             clip=clip,
+            family=family,
         )
 
 
 def prune_with_grad(
-    model: "PreTrainedModel",
-    inputs: Mapping[str, Any],
-    method: Method,
-    *,
-    keep: int | float | Budget,
-    positions: str,
-    question: str | Sequence[str] | None,
-    processor: Any,
-    clip: "CLIPModel | str | Path | None",
+    model: "PreTrainedModel", inputs: Mapping[str, Any], method: Method, settings: Settings, **sources: Any
 ) -> Pruned:
-    """`prune`, with gradients from the kept features to the encoder where the caller has them on."""
-    check_settings(model, method, keep, positions)
-    prepared = prepare(model, inputs, [method], question=question, processor=processor, clip=clip)
-    return prepared.keep(method, keep, positions)
+    """`prune`, with gradients from the kept features to the encoder where the caller has them on.
+
+    Args:
+        model: unwrapped.
+        inputs: as `prune`'s, like ``method``.
+        method: such as `foveate.SPARE()`.
+        settings: the rest of what it is to do.
+        sources: `prepare`'s ``question``, ``processor``, ``clip`` and ``family``.
+    """
+    pruned = prepare(model, inputs, [method], **sources).keep_as(method, settings)
+    base: Any = model.base_model
+    if hasattr(base, "rope_deltas"):  # read by steps that continue the cache without positions
+        base.rope_deltas = pruned.rope_deltas
+    return pruned
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,20 +144,32 @@ class Prepared:
             InvalidOption: another method or ``positions``.
             InvalidBudget: a bad ``keep``.
         """
-        budget = check_settings(self._model, method, keep, positions)
+        return self.keep_as(method, Settings(Budget.of(keep), positions))
+
+    def keep_as(self, method: Method, settings: Settings) -> Pruned:
+        """`keep`, with all settings."""
+        check_method(self._model, self._family, method)
         number = self._number(method)
-        settled = self._sources[number].method
+        settled, ranking = self._sources[number].method, self._rankings[number]
         needs = settled.needs
         images = [tokens.with_only(needs) for tokens in self._encoded.images]
         encoded = replace(self._encoded, images=images)
         seconds = dict(self.seconds)
         with _timed(seconds, "select", self._model):
-            orders = choose(self._model, self._prompt, encoded, self._rankings[number], budget)
+            orders = choose(
+                self._model,
+                self._family,
+                self._prompt,
+                encoded,
+                ranking,
+                settings.budget,
+                settings.per_frame,
+            )
             placed = place(self._model, self._family, self._prompt, encoded, settled, orders)
             kept = [order.sort().values for order in orders]
             placed = [features[order.argsort()] for features, order in zip(placed, orders, strict=True)]
         with _timed(seconds, "shrink", self._model):
-            shrunk = shrink(self._model, self._prompt, encoded, kept, placed, positions)
+            shrunk = shrink(self._model, self._family, self._prompt, encoded, kept, placed, settings.positions)
         report = Report(
             tokens_before=[len(tokens.features) for tokens in images],
             tokens_after=[len(indices) for indices in kept],
@@ -152,7 +181,9 @@ class Prepared:
             _features=[tokens.features.detach() for tokens in images],
             _placed=[features.detach() for features in placed],
         )
-        return Pruned(kept, orders, [tokens.grid for tokens in images], encoded.rows, report, shrunk)
+        grids = [tokens.grids for tokens in images]
+        locked = [tokens.locked for tokens in images]
+        return Pruned(kept, orders, grids, encoded.rows, encoded.kinds, report, locked, shrunk)
 
     def _number(self, method: Method) -> int:
         for number, source in enumerate(self._sources):
@@ -175,6 +206,7 @@ def prepare(
     question: str | Sequence[str] | None = None,
     processor: Any = None,
     clip: "CLIPModel | str | Path | None" = None,
+    family: str | None = None,
 ) -> Prepared:
     """Encode the images of a prompt once, with every signal that any of the methods needs here.
 
@@ -188,25 +220,26 @@ def prepare(
         question: the question, or one per row.
         processor: the processor or tokenizer.
         clip: CLIP pair of the vision tower.
+        family: None or ``generic``.
 
     Raises:
         UnsupportedModel, InvalidInputs, InvalidFeatures, InvalidOption: as `prune`.
         MissingSignal: one of the methods needs a signal that is not to be had; raised before any work.
     """
-    family = family_of(model)
+    own = family_of(model, family)
     for method in methods:
-        check_method(model, method)
-    check_inputs(model, inputs)
-    sources = [Source.find(model, method, processor, clip) for method in methods]
+        check_method(model, own, method)
+    check_inputs(model, own, inputs)
+    sources = [Source.find(model, own, method, processor, clip) for method in methods]
     needs = frozenset(signal for source in sources for signal in source.method.needs)
     seconds: dict[str, float] = {}
     prompt = dict(inputs)
     with _timed(seconds, "encode", model):
-        encoded = encode(model, family, prompt, needs)
+        encoded = encode(model, own, prompt, needs)
     with _timed(seconds, "relevance", model):
-        encoded, tagger = add_text(model, prompt, encoded, sources, question)
+        encoded, tagger = add_text(model, own, prompt, encoded, sources, question)
     rankings = [Ranking(source.method) for source in sources]
-    return Prepared(seconds, model, family, prompt, encoded, tagger, sources, rankings)
+    return Prepared(seconds, model, own, prompt, encoded, tagger, sources, rankings)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.methods.base import Method
@@ -59,17 +60,37 @@ class Pruned(Mapping[str, Any]):
             places (position, column) that their tokens take.
         orders: per image, the same indices in order of selection, locked rows first (raster order where
             all are kept).
-        grids: per image, ``(height, width)`` of its tokens, raster order, locked rows left out.
+        grids: per image, ``(height, width)`` of each of its tiles or frames, in tokens: those that are not locked
+            are these grids one after the other, each in raster order.
         rows: the batch row of each image.
+        kinds: ``image`` or ``video``; all images of a prompt come first, then its videos.
         report: counts, seconds, energies.
     """
 
     kept: list[Tensor]
     orders: list[Tensor]
-    grids: list[tuple[int, int]]
+    grids: list[tuple[tuple[int, int], ...]]
     rows: list[int]
+    kinds: list[str]
     report: Report
+    _locked: list[Tensor] = field(repr=False)
     _shrunk: Shrunk = field(repr=False)
+
+    def kept_in_grids(self, image: int) -> list[Tensor]:
+        """For each of an image's grids, the raster indices of the tokens kept in it; locked rows are in none."""
+        flags = torch.zeros(len(self._locked[image]), dtype=torch.bool, device=self.kept[image].device)
+        flags[self.kept[image]] = True
+        free = flags[~self._locked[image]]
+        return [part.nonzero().flatten() for part in torch.split(free, [h * w for h, w in self.grids[image]])]
+
+    @property
+    def rope_deltas(self) -> Tensor:
+        """``[B, 1]``: the position after the prompt, less the number of its tokens.
+
+        For steps that continue the cache by hand: the next ``position_ids`` are the number of attended tokens
+        plus this. Models with positions of several axes hold it in ``rope_deltas`` of their base model.
+        """
+        return self._shrunk.rope_deltas
 
     def detached(self) -> "Pruned":
         """The same without the graph that gradients would flow through."""

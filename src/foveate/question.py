@@ -5,17 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-# Chat templates mark turns in these ways: ChatML (Qwen), Llama 3, Gemma, Phi, Llama 2 and Mistral, Vicuna (LLaVA),
-# Idefics. Role names in mixed case count at the start of a line only, where a user would hardly write one.
+# Chat templates mark turns in these ways: ChatML (Qwen), Llama 3, Gemma, Gemma 4, Phi and GLM, Llama 2 and
+# Mistral, Vicuna (LLaVA), Idefics. Role names in mixed case count at the start of a line only, where a user would
+# hardly write one.
 USER_TURN = re.compile(
-    r"<\|im_start\|>user\b|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\b|<\|user\|>|\[INST\]"
-    r"|\bUSER:|(?:^|\n|>|#{2,3})[ \t]*(?:Human|User):"
+    r"<\|im_start\|>user\b|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\b|<\|turn>user\b|<\|user\|>"
+    r"|\[INST\]|\bUSER:|(?:^|\n|>|#{2,3})[ \t]*(?:Human|User):"
 )
 TURN_END = re.compile(
-    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<end_of_utterance>|<\|end\|>|<\|assistant\|>|\[/INST\]"
-    r"|(?:#{2,3}[ \t]*)?\bASSISTANT:|(?:^|\n|#{2,3})[ \t]*Assistant:|\bAssistant:\s*$"
+    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<turn\|>|<end_of_utterance>|<\|end\|>|<\|assistant\|>"
+    r"|\[/INST\]|(?:#{2,3}[ \t]*)?\bASSISTANT:|(?:^|\n|#{2,3})[ \t]*Assistant:|\bAssistant:\s*$"
 )
 SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
+# What processors write around images and frames, in plain text: Qwen3-VL's times, Gemma 3's pan-and-scan.
+WRITTEN = re.compile(
+    r"<\d+\.\d seconds>|Here is the original image and here are some crops to help you see better"
+)
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
 # Words that carry no content of their own; for where no tagger is installed or no noun is found.
@@ -51,7 +56,7 @@ def question_of(prompt: str, special_tokens: list[str]) -> str:
     turn = TURN_END.split(turn)[0]
     for token in sorted(special_tokens, key=len, reverse=True):
         turn = turn.replace(token, " ")
-    return " ".join(turn.split())
+    return " ".join(WRITTEN.sub(" ", " ".join(turn.split())).split())
 
 
 def nouns_of(question: str) -> Nouns:

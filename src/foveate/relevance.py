@@ -47,7 +47,7 @@ def clip_for(model: "PreTrainedModel", clip: "CLIPModel | str | Path | None") ->
         if not (beside / "config.json").is_file():
             return None
         clip = beside
-    pair = _load_clip(str(clip), str(model.device)) if isinstance(clip, (str, Path)) else clip
+    pair = _load_clip(str(clip), str(_device(model))) if isinstance(clip, (str, Path)) else clip
     width, own = pair.config.vision_config.hidden_size, model.config.vision_config.hidden_size
     if width != own:
         raise MissingSignal(f"CLIP of width {width}: allowed is the vision tower's own pair, of width {own}")
@@ -58,7 +58,7 @@ def clip_for(model: "PreTrainedModel", clip: "CLIPModel | str | Path | None") ->
 
 def questions_of(
     inputs: dict[str, Any],
-    image_token_id: int,
+    placeholders: Tensor,
     tokenizer: "PreTrainedTokenizerBase",
     question: str | Sequence[str] | None,
 ) -> list[str]:
@@ -74,10 +74,12 @@ def questions_of(
         if len(question) != len(input_ids) or not all(isinstance(text, str) for text in question):
             raise InvalidInputs(f"question={question!r}: allowed is a text, or one per row ({len(input_ids)})")
         return list(question)
-    shown = input_ids != image_token_id
+    shown = ~placeholders
     if inputs.get("attention_mask") is not None:
         shown &= inputs["attention_mask"].bool()
-    special = [str(token) for token in tokenizer.all_special_tokens]
+    # Beside those that the configuration names: Idefics3's marks of rows and columns are such.
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = sorted({*map(str, tokenizer.all_special_tokens), *added})
     return [
         question_of(str(tokenizer.decode(row[mask], skip_special_tokens=False)), special)
         for row, mask in zip(input_ids, shown, strict=True)
@@ -97,7 +99,7 @@ def noun_embeddings(
     ]
     embeddings = model.get_input_embeddings()
     with torch.no_grad():
-        rows: Tensor = embeddings(torch.tensor(ids, dtype=torch.long, device=model.device))
+        rows: Tensor = embeddings(torch.tensor(ids, dtype=torch.long, device=_device(model)))
     return rows, nouns.tagger
 
 
@@ -121,6 +123,11 @@ def clip_relevance(clip: "CLIPModel", patches: Tensor, question: str) -> Tensor:
     embeddings = clip.visual_projection(clip.vision_model.post_layernorm(patches))
     cosines = normalize(embeddings.float(), dim=-1) @ normalize(text.float(), dim=-1).T
     return cosines.mean(dim=1)
+
+
+def _device(model: "PreTrainedModel") -> torch.device:
+    """Where inputs may be: accelerate leaves only the shapes of offloaded weights, and moves inputs."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def _clip_text(clip: "CLIPModel", question: str) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveate.encode import Encoded, encoder_arguments, image_token_id
+from foveate.container import encoder_output
+from foveate.encode import Encoded, encoder_arguments, placeholder_id, placeholders
+from foveate.families import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,24 +20,49 @@ LABEL_IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
+class Features:
+    """What stands in the places kept, of all images or all videos of a prompt.
+
+    Attributes:
+        rows: ``[n, D]`` of each batch row that has any: generate() repeats whole entries for beams, in every
+            family.
+        deepstack: per layer, the same.
+    """
+
+    rows: list[Tensor]
+    deepstack: list[list[Tensor]]
+
+    def detached(self) -> "Features":
+        """The same without the graph that gradients would flow through."""
+        layers = [[row.detach() for row in layer] for layer in self.deepstack]
+        return Features([row.detach() for row in self.rows], layers)
+
+
+@dataclass(frozen=True, eq=False)
 class Shrunk(Mapping[str, Any]):
     """Keyword arguments for ``model.generate`` or ``model(...)``, one column per token that is left.
 
     ``mm_encoder_outputs`` is built afresh at every access: generate() expands it in place for beams,
     and the same pruned prompt may be used again.
+
+    Attributes:
+        tensors: all other arguments.
+        features: by kind, ``image`` or ``video``.
+        rope_deltas: ``[B, 1]``, how far the next position is ahead of the number of tokens before it.
     """
 
     tensors: dict[str, Any]
-    features_per_row: list[Tensor]
+    features: dict[str, Features]
+    rope_deltas: Tensor
 
     def __getitem__(self, key: str) -> Any:
         if key == "mm_encoder_outputs":
-            return {"image": _encoder_output(self.features_per_row)}
+            return {kind: encoder_output(found.rows, found.deepstack) for kind, found in self.features.items()}
         return self.tensors[key]
 
     def detached(self) -> "Shrunk":
         """The same without the graph that gradients would flow through."""
-        return replace(self, features_per_row=[features.detach() for features in self.features_per_row])
+        return replace(self, features={kind: found.detached() for kind, found in self.features.items()})
 
     def __iter__(self) -> Iterator[str]:
         yield from self.tensors
@@ -47,6 +74,7 @@ class Shrunk(Mapping[str, Any]):
 
 def shrink(
     model: "PreTrainedModel",
+    family: Family,
     inputs: Mapping[str, Any],
     encoded: Encoded,
     kept: Sequence[Tensor],
@@ -60,7 +88,8 @@ def shrink(
     and transformers then takes gaps in the positions for packed sequences (``use_cache=False``).
 
     Args:
-        model: for its token ids and the names its encoder consumes.
+        model: for its token ids and the names its encoders consume.
+        family: for its positions.
         inputs: the processor's output, ``[B, L]`` tensors and pixels.
         encoded: one entry per image.
         kept: per image, ascending indices ``[k]`` of the tokens kept.
@@ -70,11 +99,16 @@ def shrink(
     input_ids: Tensor = inputs["input_ids"]
     given = inputs.get("attention_mask")
     attended = torch.ones_like(input_ids) if given is None else given
-    stays = _columns_that_stay(input_ids == image_token_id(model), encoded, kept) & attended.bool()
+    stays = _columns_that_stay(model, input_ids, encoded, kept) & attended.bool()
     on_left = not bool((attended[:, -1] == 0).any())
-    guard = positions == "original" and bool((stays.sum(dim=1) == stays.sum(dim=1).amax()).all())
-    fill = {"input_ids": _pad_id(model), "labels": LABEL_IGNORED}
-    consumed = set(encoder_arguments(model))
+    axes = family.positions(model, dict(inputs))  # [axes, B, L], or None
+    even = bool((stays.sum(dim=1) == stays.sum(dim=1).amax()).all())
+    guard = positions == "original" and axes is None and even
+    fill = {
+        "input_ids": _pad_id(model, placeholders(model, family, input_ids), input_ids),
+        "labels": LABEL_IGNORED,
+    }
+    consumed = {name for kind in family.kinds for name in encoder_arguments(model, kind)}
     cut = {
         name: _cut(value, stays, fill.get(name, 0), on_left, guard)
         for name, value in inputs.items()
@@ -82,22 +116,34 @@ def shrink(
     }
     rest = {name: value for name, value in inputs.items() if name not in cut and name not in consumed}
     mask = _cut(attended, stays, 0, on_left, guard)
-    ids = _position_ids(attended if positions == "original" else mask)
-    if positions == "original":
-        ids = _cut(ids, stays, 0, on_left, guard)
+    counted = _position_ids(mask)
+    if positions == "original" and axes is None:
+        ids = _cut(_position_ids(attended), stays, 0, on_left, guard)
+    elif positions == "original" and axes is not None:
+        # The first axis tells transformers where sequences begin; without gaps, there is one per row.
+        ids = torch.stack([counted, *(_cut(axis, stays, 0, on_left, guard) for axis in axes)])
+    else:
+        ids = counted if axes is None else counted.expand(len(axes) + 1, *counted.shape)
     tensors = {**rest, **cut, "attention_mask": mask, "position_ids": ids}
-    return Shrunk(tensors, _features_per_row(encoded, features))
+    latest = ids if axes is None else ids[1:].amax(dim=0)
+    deltas = latest.masked_fill(mask == 0, 0).amax(dim=1, keepdim=True) + 1 - mask.sum(dim=1, keepdim=True)
+    return Shrunk(tensors, _features(encoded, kept, features), deltas)
 
 
-def _columns_that_stay(placeholders: Tensor, encoded: Encoded, kept: Sequence[Tensor]) -> Tensor:
-    """``[B, L]`` bool. Placeholders in row-major order are the concatenated tokens of the images."""
-    flags = []
-    for tokens, indices in zip(encoded.images, kept, strict=True):
-        flag = torch.zeros(len(tokens.features), dtype=torch.bool, device=placeholders.device)
-        flag[indices.to(flag.device)] = True
-        flags.append(flag)
-    stays = ~placeholders
-    stays[placeholders] = torch.cat(flags)
+def _columns_that_stay(
+    model: "PreTrainedModel", input_ids: Tensor, encoded: Encoded, kept: Sequence[Tensor]
+) -> Tensor:
+    """``[B, L]`` bool. Placeholders of a kind in row-major order are the concatenated tokens of its images."""
+    stays = torch.ones_like(input_ids, dtype=torch.bool)
+    for kind in dict.fromkeys(encoded.kinds):
+        flags = [
+            torch.zeros(len(tokens.features), dtype=torch.bool, device=input_ids.device).index_fill(
+                0, indices.to(input_ids.device), True
+            )
+            for tokens, indices, own in zip(encoded.images, kept, encoded.kinds, strict=True)
+            if own == kind
+        ]
+        stays[input_ids == placeholder_id(model, kind)] = torch.cat(flags)
     return stays
 
 
@@ -117,25 +163,34 @@ def _position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def _pad_id(model: "PreTrainedModel") -> int:
+def _pad_id(model: "PreTrainedModel", flags: Tensor, input_ids: Tensor) -> int:
+    """An id for columns that are masked: any serves that is no placeholder."""
+    marks = set(input_ids[flags].tolist())
     for config in (model.generation_config, model.config, model.config.get_text_config()):
         token = getattr(config, "pad_token_id", None)
-        if isinstance(token, int) and token >= 0 and token != image_token_id(model):
+        if isinstance(token, int) and token >= 0 and token not in marks:
             return token
-    return 0  # masked: any id that is no placeholder serves
+    return 0
 
 
-def _features_per_row(encoded: Encoded, features: Sequence[Tensor]) -> list[Tensor]:
-    """Features, one entry per batch row: generate() repeats whole entries for beams, in every family."""
-    rows: dict[int, list[Tensor]] = {}
-    for image, row in zip(features, encoded.rows, strict=True):
-        rows.setdefault(row, []).append(image)
-    return [torch.cat(parts) for parts in rows.values()]
+def _features(encoded: Encoded, kept: Sequence[Tensor], features: Sequence[Tensor]) -> dict[str, Features]:
+    found: dict[str, Features] = {}
+    for kind in dict.fromkeys(encoded.kinds):
+        which = [index for index, own in enumerate(encoded.kinds) if own == kind]
+        rows = [encoded.rows[index] for index in which]
+        layers = zip(*(_kept_of(encoded.deepstack[index], kept[index]) for index in which), strict=True)
+        found[kind] = Features(
+            _per_row(rows, [features[index] for index in which]), [_per_row(rows, list(layer)) for layer in layers]
+        )
+    return found
 
 
-def _encoder_output(features_per_row: list[Tensor]) -> Any:
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
+def _kept_of(layers: Sequence[Tensor], kept: Tensor) -> list[Tensor]:
+    return [layer[kept] for layer in layers]
 
-    output: Any = BaseModelOutputWithPooling()
-    output.pooler_output = list(features_per_row)  # annotated as one tensor, read as a list by every family
-    return output
+
+def _per_row(rows: Sequence[int], features: Sequence[Tensor]) -> list[Tensor]:
+    merged: dict[int, list[Tensor]] = {}
+    for row, image in zip(rows, features, strict=True):
+        merged.setdefault(row, []).append(image)
+    return [torch.cat(parts) for parts in merged.values()]

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from foveate.encode import Encoded, image_token_id
+from foveate.encode import Encoded, placeholders
 from foveate.errors import MissingSignal
-from foveate.families import family_of
+from foveate.families import Family
 from foveate.methods.base import Method
 from foveate.relevance import clip_for, clip_relevance, noun_embeddings, questions_of, tokenizer_for
 from foveate.tokens import Signal
@@ -22,6 +22,7 @@ HINTS = {
     Signal.QUESTION: "the question's text: pass processor=, no tokenizer lies beside the checkpoint",
     Signal.CLIP_RELEVANCE: "a CLIP text tower: pass clip= (a CLIPModel, path or id), none is at the checkpoint",
     Signal.CLS_ATTENTION: "CLS attention: the vision tower has no CLS token",
+    Signal.RECEIVED_ATTENTION: "the vision tower's attention: where it is is not known of this family",
 }
 
 
@@ -43,7 +44,12 @@ class Source:
 
     @classmethod
     def find(
-        cls, model: "PreTrainedModel", method: Method, processor: Any, clip: "CLIPModel | str | Path | None"
+        cls,
+        model: "PreTrainedModel",
+        family: Family,
+        method: Method,
+        processor: Any,
+        clip: "CLIPModel | str | Path | None",
     ) -> "Source":
         """Look for the tokenizer and the CLIP pair where the method asks for text.
 
@@ -52,9 +58,12 @@ class Source:
         """
         asked = method.needs | method.wants
         tokenizer = tokenizer_for(model, processor) if asked & TEXT else None
-        pair = clip_for(model, clip) if Signal.CLIP_RELEVANCE in asked else None
+        patches = family.projector(model) is not None
+        pair = clip_for(model, clip) if Signal.CLIP_RELEVANCE in asked and patches else None
+        tapped = all(family.attention(model, kind) is not None for kind in family.kinds)
         has = {
-            Signal.CLS_ATTENTION: family_of(model).cls_layer(model) is not None,
+            Signal.CLS_ATTENTION: tapped and family.has_cls(model),
+            Signal.RECEIVED_ATTENTION: tapped,
             Signal.QUESTION: tokenizer is not None,
             Signal.CLIP_RELEVANCE: tokenizer is not None and pair is not None,
         }
@@ -67,6 +76,7 @@ class Source:
 
 def add_text(
     model: "PreTrainedModel",
+    family: Family,
     prompt: dict[str, Any],
     encoded: Encoded,
     sources: Sequence[Source],
@@ -76,6 +86,7 @@ def add_text(
 
     Args:
         model: for its embeddings.
+        family: for the placeholders.
         prompt: the processor's output.
         encoded: one entry per image.
         sources: of one model, processor and CLIP pair.
@@ -87,7 +98,8 @@ def add_text(
     tokenizer = cast("PreTrainedTokenizerBase", asking[0].tokenizer)
     needs = frozenset(signal for source in asking for signal in source.method.needs)
     clip = next((source.clip for source in asking if Signal.CLIP_RELEVANCE in source.method.needs), None)
-    questions = questions_of(prompt, image_token_id(model), tokenizer, question)
+    stands = placeholders(model, family, prompt["input_ids"])
+    questions = questions_of(prompt, stands, tokenizer, question)
     asked = set(encoded.rows) if Signal.QUESTION in needs else set()
     nouns = {row: noun_embeddings(model, tokenizer, questions[row]) for row in asked}
     images = list(encoded.images)

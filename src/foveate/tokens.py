@@ -1,4 +1,4 @@
-"""One image's visual tokens, and the signals that methods may ask for.
+"""One image's or video's visual tokens, and the signals that methods may ask for.
 
 Shape letters, used everywhere:
     B  batch (rows of a prompt)        N  visual tokens of one image
@@ -19,30 +19,39 @@ class Signal(Enum):
     """An optional input of a method. The value is the field of `VisualTokens` that holds it."""
 
     CLS_ATTENTION = "cls_attention"
+    RECEIVED_ATTENTION = "received_attention"
     QUESTION = "question"
     CLIP_RELEVANCE = "clip_relevance"
 
 
+# The fields with one entry per token.
+PER_TOKEN = ("features", "locked", "cls_attention", "received_attention", "clip_relevance")
+
+
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
-    """The visual tokens of one image, as the language model would see them.
+    """The visual tokens of one image or video, as the language model would see them.
 
     Attributes:
         features: ``[N, D]`` after the projector, in prompt order.
-        grid: ``(height, width)`` in tokens, raster order, over the tokens that are not locked.
-        locked: ``[N]`` bool, rows that are never dropped (separators, a CLS row).
+        grids: ``(height, width)`` in tokens of each tile or frame; the tokens that are not locked are these
+            grids one after the other, each in raster order.
+        locked: ``[N]`` bool, rows that are never dropped (newlines, separators, a CLS row).
         family: ``config.model_type`` of the model; papers tie some defaults to it.
         cls_attention: ``[N]`` attention of the vision tower's CLS query, mean over heads, or None.
+        received_attention: ``[N]`` attention that the vision tower's patches pay to each, mean over heads and
+            queries (and over the patches that a token is made of), or None.
         question: ``[M, D]`` input embeddings of the question's nouns (M may be 0), or None.
         clip_relevance: ``[N]`` cosine of projected CLIP patch and question embeddings (empty without
             a question), or None.
     """
 
     features: Tensor
-    grid: tuple[int, int]
+    grids: tuple[tuple[int, int], ...]
     locked: Tensor
     family: str = ""
     cls_attention: Tensor | None = None
+    received_attention: Tensor | None = None
     question: Tensor | None = None
     clip_relevance: Tensor | None = None
 
@@ -72,10 +81,19 @@ class VisualTokens:
         """The same image without its locked rows: what a method ranks."""
         if not bool(self.locked.any()):
             return self
-        free = ~self.locked
+        return self._rows(~self.locked)
+
+    def frames(self) -> "list[VisualTokens]":
+        """Each grid by itself, of tokens that have no locked rows."""
+        parts, start = [], 0
+        for height, width in self.grids:
+            stop = start + height * width
+            parts.append(replace(self._rows(slice(start, stop)), grids=((height, width),)))
+            start = stop
+        return parts
+
+    def _rows(self, chosen: Tensor | slice) -> "VisualTokens":
         per_token = {
-            name: value[free]
-            for name in ("features", "locked", "cls_attention", "clip_relevance")
-            if (value := getattr(self, name)) is not None and len(value)
+            name: value[chosen] for name in PER_TOKEN if (value := getattr(self, name)) is not None and len(value)
         }
         return replace(self, **per_token)

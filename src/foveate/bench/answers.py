@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.bench.arm import Arm
+from foveate.families import family_of
 from foveate.methods import Method
 from foveate.prune import prune
 
@@ -27,7 +28,7 @@ class Answer:
             ``decode`` (the rest).
         decided: the method with its ``auto`` options decided.
         tagger: what found the question's nouns, where the method asked for them.
-        grid: ``(height, width)`` of the tokens.
+        grid: ``(height, width)`` of the tokens; of several tiles, the one to show (`Family.shown`).
         kept: raster indices into the grid.
     """
 
@@ -83,8 +84,7 @@ def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max
     prefill, decode = watch.split()
     new = output[0, pruned["input_ids"].shape[1] :]
     stages = pruned.report.seconds
-    height, width = pruned.grids[0]
-    extra = pruned.report.tokens_before[0] - height * width  # a CLS row in front, where a model hands it on
+    shown = family_of(model).shown(pruned.grids[0])
     return Answer(
         arm=arm,
         text=str(processor.decode(new, skip_special_tokens=True)).strip(),
@@ -99,8 +99,8 @@ def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max
         },
         decided=pruned.report.method,
         tagger=pruned.report.tagger,
-        grid=(height, width),
-        kept=pruned.kept[0][pruned.kept[0] >= extra] - extra,
+        grid=pruned.grids[0][shown],
+        kept=pruned.kept_in_grids(0)[shown],
     )
 
 

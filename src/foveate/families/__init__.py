@@ -1,31 +1,80 @@
 """The model families, and the table by which a model finds its own."""
 
+import inspect
 from typing import TYPE_CHECKING
 
-from foveate.errors import UnsupportedModel
-from foveate.families.base import Family
+from packaging.version import Version
+
+from foveate.errors import InvalidOption, UnsupportedModel
+from foveate.families.anyres import LlavaNext, LlavaNextVideo, LlavaOnevision
+from foveate.families.base import IMAGE, PIXELS, VIDEO, Family
+from foveate.families.gemma import Gemma3, Gemma4, PaliGemma
+from foveate.families.generic import Generic
 from foveate.families.llava import Llava
+from foveate.families.mistral3 import Mistral3
+from foveate.families.rope import Glm4v, Qwen2VL, Qwen3VL, Qwen25VL
+from foveate.families.tiles import Idefics3, InternVL, SmolVLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, Family] = {"llava": Llava()}
+# By `config.model_type`.
+FAMILIES: dict[str, Family] = {
+    "llava": Llava(),
+    "llava_next": LlavaNext(),
+    "llava_next_video": LlavaNextVideo(),
+    "llava_onevision": LlavaOnevision(),
+    "qwen2_vl": Qwen2VL(),
+    "qwen2_5_vl": Qwen25VL(),
+    "qwen3_vl": Qwen3VL(),
+    "glm4v": Glm4v(),
+    "internvl": InternVL(),
+    "idefics3": Idefics3(),
+    "smolvlm": SmolVLM(),
+    "gemma3": Gemma3(),
+    "gemma4": Gemma4(),
+    "mistral3": Mistral3(),
+    "paligemma": PaliGemma(),
+}
+GENERIC = "generic"
 
 
-def family_of(model: "PreTrainedModel") -> Family:
-    """The family of a model, by its ``config.model_type`` and vision tower.
+def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
+    """The family of a model, by its ``config.model_type`` and vision tower, or the generic one if asked for.
 
     Raises:
         UnsupportedModel: there is none; the message lists the supported ones.
+        InvalidOption: ``asked`` is neither None nor ``generic``.
     """
+    if asked not in (None, GENERIC):
+        raise InvalidOption(f"family={asked!r}: allowed are None and {GENERIC!r}")
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
     tower = getattr(getattr(config, "vision_config", None), "model_type", "none")
+    import transformers  # `import foveate` does not load it
+
+    if not hasattr(model, "generate"):
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot generate: allowed is a model for conditional generation"
+        )
+    if asked == GENERIC:
+        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            raise UnsupportedModel(f"model type {kind!r}: its forward does not take mm_encoder_outputs")
+        return Generic()
     family = FAMILIES.get(kind)
-    if family is None or tower not in family.towers or not hasattr(model, "generate"):
-        known = ", ".join(f"{name} ({' or '.join(f.towers)})" for name, f in FAMILIES.items())
-        raise UnsupportedModel(f"model type {kind!r} with vision tower {tower!r}: supported are {known}")
+    if family is None or (family.towers and tower not in family.towers):
+        known = ", ".join(
+            f"{name} ({' or '.join(f.towers)})" if f.towers else name for name, f in FAMILIES.items()
+        )
+        raise UnsupportedModel(
+            f"model type {kind!r} with vision tower {tower!r}: supported are {known}; "
+            f"family={GENERIC!r} at your own risk"
+        )
+    if Version(transformers.__version__) < Version(family.since):
+        raise UnsupportedModel(
+            f"{family.name} with transformers {transformers.__version__}: supported from {family.since} on"
+        )
     return family
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "GENERIC", "IMAGE", "PIXELS", "VIDEO", "Family", "family_of"]

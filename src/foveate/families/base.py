@@ -1,48 +1,95 @@
 """What a model family must tell; all else is the same for every family."""
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
+
+from foveate.errors import UnsupportedModel
+from foveate.families.layout import Layout, square
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Prompt = dict[str, Any]
+IMAGE, VIDEO = "image", "video"
+# The processor's name for the pixels of each kind, and generate()'s for the kinds themselves.
+PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 
-class Family(ABC):
-    """The facts in which one ``config.model_type`` differs from the others.
+
+class Family:
+    """The facts in which one ``config.model_type`` differs from the others; here, the common case.
+
+    An image is what a user calls so, with all its tiles; a video is one with all its frames. ``kind`` is
+    ``image`` or ``video`` throughout, and ``prompt`` the processor's output.
 
     Attributes:
         name: for people.
-        towers: the vision towers (their ``model_type``) this family is proven with.
-        resizes: whether they take images of any whole number of patches (`resized`).
+        towers: the vision towers (their ``model_type``) this family is proven with; empty for any.
+        kinds: what it takes.
+        since: the first version of transformers that takes its pruned prompts.
+        requires: by kind, inputs without which the encoder runs but the tokens' places are unknown.
+        tokens: how the tokens of an image lie, for people.
+        locks: what is locked, for people.
     """
 
-    name: str
-    towers: tuple[str, ...]
-    resizes: bool = False
+    name: ClassVar[str]
+    towers: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[str, ...]] = (IMAGE,)
+    since: ClassVar[str] = "5.18.0"
+    requires: ClassVar[dict[str, tuple[str, ...]]] = {}
+    tokens: ClassVar[str]
+    locks: ClassVar[str] = "nothing"
 
-    @abstractmethod
-    def grid(self, model: "PreTrainedModel", n: int) -> tuple[int, int]:
-        """``(height, width)`` of the tokens of an image with ``n`` tokens, locked rows left out."""
+    def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
+        """Tokens of each image, given those of each entry that the encoder returns: one entry per image."""
+        return list(entries)
 
-    @abstractmethod
-    def locked(self, model: "PreTrainedModel", features: Tensor) -> Tensor:
-        """``[N]`` bool: the rows of ``features [N, D]`` that are never dropped."""
+    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
+        """The layout of image ``index``, which has ``n`` tokens."""
+        return Layout.of(square(n))
 
-    @abstractmethod
-    def cls_layer(self, model: "PreTrainedModel") -> nn.Module | None:
-        """The attention (``q_proj``, ``k_proj``, ``num_heads``, ``scale``) whose row 0 is the CLS query.
+    def shown(self, grids: Sequence[tuple[int, int]]) -> int:
+        """Which of an image's grids to draw over the whole image: the finest."""
+        return max(range(len(grids)), key=lambda index: grids[index][0] * grids[index][1])
 
-        That of the layer whose output the projector reads; None where the tower has no CLS token.
+    def positions(self, model: "PreTrainedModel", prompt: Prompt) -> Tensor | None:
+        """``[axes, B, L]`` position ids of the unpruned prompt; None where they count attended columns."""
+        return None
+
+    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
+        """The attention module of the tower's layer whose output the projector reads; None where unknown."""
+        return None
+
+    def has_cls(self, model: "PreTrainedModel") -> bool:
+        """Whether the tower's first patch is a CLS token."""
+        return False
+
+    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
+        """Scores of the tower's patches, one ``[n]`` per sequence it attended over, carried to tokens.
+
+        Returns ``[N]`` per image, or less where locked rows have no patch: those of the rows that are not locked.
         """
+        return scores
 
-    @abstractmethod
-    def projector(self, model: "PreTrainedModel") -> nn.Module:
-        """The module that takes the selected patch states ``[images, N, Dv]``."""
+    def projector(self, model: "PreTrainedModel") -> nn.Module | None:
+        """The module that takes the patch states ``[images, N, Dv]``, one per token; None where none does."""
+        return None
 
-    def resized(
-        self, model: "PreTrainedModel", arguments: dict[str, Any], size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def resizes(self, model: "PreTrainedModel") -> bool:
+        """Whether the tower takes images of any whole number of patches (`resized`)."""
+        return False
+
+    def resized(self, model: "PreTrainedModel", arguments: Prompt, size: tuple[int, int]) -> Prompt:
         """``arguments`` of the image encoder for the same images, resized to ``(height, width)`` tokens."""
-        raise NotImplementedError(f"{self.name} does not resize")
+        raise UnsupportedModel(f"{self.name} does not resize")
+
+
+def base_of(model: "PreTrainedModel") -> Any:
+    """The model without its head: where the encoders and the state of positions are."""
+    return cast(Any, model.base_model)
+
+
+def selected_layer(layers: Any, index: int) -> Any:
+    """The layer whose output is ``hidden_states[index]``: entry 0 is the embedding, -1 the last layer's output."""
+    return layers[index - 1 if index > 0 else index]

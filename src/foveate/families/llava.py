@@ -1,54 +1,69 @@
-"""LLaVA-1.5 and its like: a CLIP tower with a CLS token, a two-layer projector, a square of patches."""
+"""LLaVA-1.5 and its like: one square of patches per image, or Pixtral's rows of patches."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.families.base import Family
+from foveate.families.base import Family, Prompt, base_of, selected_layer
+from foveate.families.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CLIP, PIXTRAL = "clip_vision_model", "pixtral"
+
 
 class Llava(Family):
-    """``llava`` with a CLIP tower. Source: transformers 5.18 to 5.23, modeling_llava.py."""
+    """``llava`` with a CLIP or a Pixtral tower. Source: transformers 5.18 to 5.23, modeling_llava.py."""
 
     name = "LLaVA-1.5"
-    towers = ("clip_vision_model",)
-    resizes = True
+    towers: ClassVar[tuple[str, ...]] = (CLIP, PIXTRAL)
+    tokens = "CLIP: a square of patches; Pixtral: the image's own height x width of patches"
+    locks = "the CLS row, where the model hands it on (`vision_feature_select_strategy='full'`)"
 
-    def grid(self, model: "PreTrainedModel", n: int) -> tuple[int, int]:
-        """See `Family.grid`."""
-        side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-        return side, side
+    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
+        """See `Family.layout`."""
+        vision = model.config.vision_config
+        if vision.model_type == PIXTRAL:
+            return Layout.of(patches_of(prompt, index, vision.patch_size))
+        side = vision.image_size // vision.patch_size
+        locked = torch.zeros(n, dtype=torch.bool)
+        locked[0] = model.config.vision_feature_select_strategy == "full"
+        return Layout(((side, side),), locked)
 
-    def locked(self, model: "PreTrainedModel", features: Tensor) -> Tensor:
-        """See `Family.locked`: only a model that hands the CLS row on has one."""
-        locked = torch.zeros(len(features), dtype=torch.bool, device=features.device)
-        locked[0] = self._has_cls_row(model)
-        return locked
+    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
+        """See `Family.attention`."""
+        index = model.config.vision_feature_layer
+        tower = base_of(model).vision_tower
+        if hasattr(tower, "transformer"):
+            layers, name = tower.transformer.layers, "attention"
+        else:
+            layers, name = getattr(tower, "vision_model", tower).encoder.layers, "self_attn"
+        layer: nn.Module = getattr(selected_layer(layers, index if isinstance(index, int) else index[-1]), name)
+        return layer
 
-    def cls_layer(self, model: "PreTrainedModel") -> nn.Module | None:
-        """See `Family.cls_layer`."""
-        layer = model.config.vision_feature_layer
-        if not isinstance(layer, int):
-            layer = layer[-1]
-        # hidden_states[0] is the embedding: output i > 0 is that of layer i - 1, output -1 of layer -1.
-        tower: Any = cast(Any, model.base_model).vision_tower
-        layers = getattr(tower, "vision_model", tower).encoder.layers
-        attention: nn.Module = layers[layer - 1 if layer > 0 else layer].self_attn
-        return attention
+    def has_cls(self, model: "PreTrainedModel") -> bool:
+        """See `Family.has_cls`."""
+        return bool(model.config.vision_config.model_type == CLIP)
 
-    def projector(self, model: "PreTrainedModel") -> nn.Module:
+    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
+        """See `Family.carry`."""
+        if self.has_cls(model):
+            return [image[1:] for image in scores]
+        return split_packed(scores, prompt, model.config.vision_config.patch_size)
+
+    def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """See `Family.projector`."""
-        module: nn.Module = cast(Any, model.base_model).multi_modal_projector
+        module: nn.Module = base_of(model).multi_modal_projector
         return module
 
-    def resized(
-        self, model: "PreTrainedModel", arguments: dict[str, Any], size: tuple[int, int]
-    ) -> dict[str, Any]:
+    def resizes(self, model: "PreTrainedModel") -> bool:
+        """See `Family.resizes`."""
+        return bool(model.config.vision_config.model_type == CLIP)
+
+    def resized(self, model: "PreTrainedModel", arguments: Prompt, size: tuple[int, int]) -> Prompt:
         """See `Family.resized`: bicubic, antialiased; the tower interpolates its position embeddings."""
         patch = model.config.vision_config.patch_size
         pixels = arguments["pixel_values"]
@@ -60,5 +75,23 @@ class Llava(Family):
         )
         return {**arguments, "pixel_values": small.to(pixels.dtype), "interpolate_pos_encoding": True}
 
-    def _has_cls_row(self, model: "PreTrainedModel") -> bool:
-        return bool(model.config.vision_feature_select_strategy == "full")
+
+def patches_of(prompt: Prompt, index: int, patch: int) -> tuple[int, int]:
+    """``(height, width)`` in patches of an image of Pixtral's tower."""
+    height, width = sizes_of(prompt)[index]
+    return height // patch, width // patch
+
+
+def sizes_of(prompt: Prompt) -> list[tuple[int, int]]:
+    """``(height, width)`` in pixels of each image; those of the pixel tensor where the prompt does not tell."""
+    sizes: Any = prompt.get("image_sizes")
+    if sizes is None:
+        pixels = prompt["pixel_values"]
+        return [tuple(pixels.shape[-2:])] * len(pixels)
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def split_packed(scores: list[Tensor], prompt: Prompt, patch: int) -> list[Tensor]:
+    """Scores of Pixtral's patches per image: its tower attends over all images in one sequence, or one each."""
+    sizes = [(height // patch) * (width // patch) for height, width in sizes_of(prompt)]
+    return list(torch.split(torch.cat(scores), sizes))

@@ -1,13 +1,18 @@
 """A token grid cut into k blocks, as even and as near to square as k allows."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from foveate.share import shares
+
 # A lattice of h x w in a grid of H x W may be this far from its shape: 8 x 16 of 24 x 24 is used, 4 x 16 is not.
 STRETCH = 2
+Grid = tuple[int, int]
 
 
 class Block(NamedTuple):
@@ -23,7 +28,7 @@ class Block(NamedTuple):
         return (self.top + self.bottom - 1) // 2 * width + (self.left + self.right - 1) // 2
 
 
-def blocks(grid: tuple[int, int], k: int) -> list[Block]:
+def blocks(grid: Grid, k: int) -> list[Block]:
     """Exactly ``k`` blocks, in raster order; every token of the grid is in one.
 
     A lattice where ``k`` is one (`lattice`), else rows of blocks with shares as equal as k allows.
@@ -46,7 +51,7 @@ def blocks(grid: tuple[int, int], k: int) -> list[Block]:
     ]
 
 
-def lattice(grid: tuple[int, int], k: int) -> tuple[int, int]:
+def lattice(grid: Grid, k: int) -> Grid:
     """The largest ``(h, w)`` with ``h * w <= k`` that fits the grid and nearly has its shape.
 
     Nearly: within `STRETCH`; a grid too narrow for any such lattice takes any. Of equally large ones the
@@ -62,11 +67,24 @@ def lattice(grid: tuple[int, int], k: int) -> tuple[int, int]:
     return max(near or fitting, key=lambda size: (size[0] * size[1], -_stretch(grid, *size), size[1]))
 
 
-def anchors(grid: tuple[int, int], cut: list[Block]) -> Tensor:
-    """``[k]`` raster indices, ascending: of each block, the token nearest its middle."""
-    return torch.tensor([block.anchor(grid[1]) for block in cut])
+def divided(grids: Sequence[Grid], k: int) -> list[tuple[int, Grid, int]]:
+    """``(first token, grid, share)`` of every grid that gets some of ``k``, in proportion to the grids' sizes."""
+    sizes = [height * width for height, width in grids]
+    starts = itertools.accumulate(sizes, initial=0)
+    return [part for part in zip(starts, grids, shares(k, sizes), strict=False) if part[2]]
 
 
-def _stretch(grid: tuple[int, int], h: int, w: int) -> float:
+def anchors(grids: Sequence[Grid], k: int) -> Tensor:
+    """``[k]`` indices, ascending: of each of k blocks of the grids, the token nearest its middle."""
+    return torch.tensor(
+        [
+            start + block.anchor(grid[1])
+            for start, grid, share in divided(grids, k)
+            for block in blocks(grid, share)
+        ]
+    )
+
+
+def _stretch(grid: Grid, h: int, w: int) -> float:
     height, width = grid
     return max(height * w, width * h) / min(height * w, width * h)

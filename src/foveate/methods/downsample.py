@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.methods.blocks import anchors, blocks, lattice
+from foveate.methods.blocks import anchors, lattice
 from foveate.methods.merging import Resizing
 from foveate.tokens import VisualTokens
 
@@ -26,8 +26,8 @@ class DownsampledImage(Resizing):
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Resizing`: ``[h w]``, the middles of as many blocks of the full grid."""
-        h, w = self.size(tokens.grid, k)
-        return anchors(tokens.grid, blocks(tokens.grid, h * w)).to(tokens.features.device)
+        h, w = self.size(tokens.grids[0], k)
+        return anchors(tokens.grids, h * w).to(tokens.features.device)
 
     def size(self, grid: tuple[int, int], k: int) -> tuple[int, int]:
         """See `Resizing.size`."""

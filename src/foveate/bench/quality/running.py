@@ -14,6 +14,7 @@ from foveate.bench.quality.energy import DECIMALS, Energies
 from foveate.bench.quality.items import Item
 from foveate.bench.quality.store import Batch, Store
 from foveate.errors import InvalidBudget
+from foveate.families import family_of
 from foveate.methods import UniformGrid
 from foveate.methods.merging import Merging, Resizing
 from foveate.prune import Prepared, prepare
@@ -38,7 +39,7 @@ def settler(model: "PreTrainedModel", processor: Any, clip: str | None) -> Calla
 
     @cache
     def settle(arm: Arm) -> Arm:
-        return replace(arm, method=Source.find(model, arm.method, processor, clip).method)
+        return replace(arm, method=Source.find(model, family_of(model), arm.method, processor, clip).method)
 
     return settle
 

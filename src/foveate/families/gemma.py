@@ -1,0 +1,73 @@
+"""Gemma 3, Gemma 4 and PaliGemma: image tokens see one another in both directions."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from foveate.families.base import IMAGE, Family, Prompt, base_of
+from foveate.families.layout import Layout, square
+from foveate.families.pooling import pooled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PaliGemma(Family):
+    """``paligemma``: a square of patches. Source: transformers 5.18 to 5.23."""
+
+    name = "PaliGemma"
+    towers = ("siglip_vision_model",)
+    tokens = "a square of patches"
+
+    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
+        """See `Family.attention`."""
+        tower = base_of(model).vision_tower
+        module: nn.Module = getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn
+        return module
+
+
+class Gemma3(PaliGemma):
+    """``gemma3``: patches pooled to a smaller square; crops of pan-and-scan count as images of their own."""
+
+    name = "Gemma 3"
+    tokens = "a square of pooled patches; each crop of pan-and-scan counts as an image"
+
+    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
+        """See `Family.carry`: the mean over the patches of a token."""
+        size = square(model.config.mm_tokens_per_image)
+        return [pooled(image, square(len(image)), size) for image in scores]
+
+
+class Gemma4(Family):
+    """``gemma4``: the image's own rows of patches, pooled. Source: transformers 5.18 to 5.23."""
+
+    name = "Gemma 4"
+    towers = ("gemma4_vision",)
+    requires: ClassVar = {IMAGE: ("image_position_ids",)}
+    tokens = "the image's own height x width of patches, pooled in squares of `pooling_kernel_size`"
+
+    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
+        """See `Family.layout`."""
+        kernel = model.config.vision_config.pooling_kernel_size
+        height, width = _patches(prompt, index)
+        return Layout.of((height // kernel, width // kernel))
+
+    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
+        """See `Family.attention`."""
+        module: nn.Module = base_of(model).vision_tower.encoder.layers[-1].self_attn
+        return module
+
+    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
+        """See `Family.carry`: padding left out, the mean over the patches of a token."""
+        kernel = model.config.vision_config.pooling_kernel_size
+        found = []
+        for index, image in enumerate(scores):
+            height, width = grid = _patches(prompt, index)
+            found.append(pooled(image[: height * width], grid, (height // kernel, width // kernel)))
+        return found
+
+
+def _patches(prompt: Prompt, index: int) -> tuple[int, int]:
+    """``(height, width)`` in patches, from the largest (x, y) of them."""
+    width, height = (prompt["image_position_ids"][index].amax(dim=0) + 1).tolist()
+    return height, width

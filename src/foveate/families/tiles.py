@@ -1,0 +1,105 @@
+"""InternVL, Idefics3 and SmolVLM: an image is cut into square tiles, which the prompt alone tells apart."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from foveate.families.base import Family, Prompt, base_of
+from foveate.families.layout import Layout, runs, square
+from foveate.families.pooling import pooled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class InternVL(Family):
+    """``internvl``: the tiles of an image follow one another. Source: transformers 5.18 to 5.23."""
+
+    name = "InternVL"
+    towers = ("internvl_vision",)
+    tokens = "square tiles, one after the other; the prompt does not tell how they lie"
+
+    def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
+        """See `Family.counts`: an unbroken run of placeholders is an image."""
+        return [size for row in placeholder_runs(model, prompt) for _, size in row]
+
+    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
+        """See `Family.layout`."""
+        side = self._side(model)
+        return Layout.of(*[(side, side)] * (n // side**2))
+
+    def shown(self, grids: Sequence[tuple[int, int]]) -> int:
+        """See `Family.shown`: the last tile is the whole image."""
+        return len(grids) - 1
+
+    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
+        """See `Family.attention`."""
+        module: nn.Module = base_of(model).vision_tower.encoder.layer[model.config.vision_feature_layer].attention
+        return module
+
+    def has_cls(self, model: "PreTrainedModel") -> bool:
+        """See `Family.has_cls`."""
+        return True
+
+    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
+        """See `Family.carry`: the mean over the patches of a token, tile by tile."""
+        side, first = self._side(model), int(self.has_cls(model))
+        tiles = [pooled(tile[first:], square(len(tile) - first), (side, side)) for tile in scores]
+        return list(torch.split(torch.cat(tiles), self.counts(model, prompt, kind, ())))
+
+    def _side(self, model: "PreTrainedModel") -> int:
+        vision = model.config.vision_config
+        size, patch = (
+            value if isinstance(value, int) else value[0] for value in (vision.image_size, vision.patch_size)
+        )
+        return int(size // patch * model.config.downsample_ratio)
+
+
+class Idefics3(InternVL):
+    """``idefics3`` and ``smolvlm``: marks stand between the tiles of an image, the whole image comes last."""
+
+    name = "Idefics3"
+    towers = ("idefics3_vision",)
+    tokens = "square tiles, then the whole image as one"
+
+    def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
+        """See `Family.counts`: an image ends with a run marked like the row's last one, the whole image."""
+        sizes: list[int] = []
+        for row, found in zip(prompt["input_ids"].tolist(), placeholder_runs(model, prompt), strict=True):
+            whole = row[found[-1][0] - 1] if found else None
+            open_tiles = 0
+            for start, size in found:
+                open_tiles += size
+                if row[start - 1] == whole:
+                    sizes.append(open_tiles)
+                    open_tiles = 0
+        return sizes
+
+    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
+        """See `Family.attention`."""
+        module: nn.Module = base_of(model).vision_model.encoder.layers[-1].self_attn
+        return module
+
+    def has_cls(self, model: "PreTrainedModel") -> bool:
+        """See `Family.has_cls`."""
+        return False
+
+    def _side(self, model: "PreTrainedModel") -> int:
+        vision = model.config.vision_config
+        return int(vision.image_size // vision.patch_size // model.config.scale_factor)
+
+
+class SmolVLM(Idefics3):
+    """``smolvlm``. Source: transformers 5.21.1 to 5.23; those before check counts that pruning changes."""
+
+    name = "SmolVLM"
+    towers = ("smolvlm_vision",)
+    since = "5.21.1"
+
+
+def placeholder_runs(model: "PreTrainedModel", prompt: Prompt) -> list[list[tuple[int, int]]]:
+    """Per row, ``(start, size)`` of each unbroken run of image placeholders."""
+    flags = prompt["input_ids"] == model.config.image_token_id
+    return [[(start, stop - start) for start, stop in runs(row)] for row in flags.tolist()]
