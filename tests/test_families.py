@@ -4,8 +4,10 @@ The oracle is the stock model on the unpruned prompt, with ``attention_mask = 0`
 the positions of the unpruned prompt. The controls at the end must differ, or the oracle would prove nothing.
 """
 
+import importlib
 import inspect
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,3 +181,10 @@ def test_a_sliding_window_shorter_than_the_prompt_is_not_equal_to_masking():
         config.sliding_window = before
         for layer in layers:
             layer.self_attn.sliding_window = before
+
+
+def test_the_page_of_families_is_that_of_the_table(monkeypatch):
+    root = Path(__file__).parent.parent
+    monkeypatch.syspath_prepend(str(root / "tools"))
+    families_page = importlib.import_module("families_page")
+    assert families_page.families() in (root / "docs" / "families.md").read_text(encoding="utf-8")
