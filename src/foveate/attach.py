@@ -153,7 +153,9 @@ def _prune_uncompiled(attached: Attached, model: "PreTrainedModel", arguments: d
 def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
     names = _parameters(type(model).forward)
 
-    def hook(model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None:  # torch finds the hook half removed: another thread is leaving the last block
+            return None
         newest = stack[-1:]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         if not newest or not has_pixels(arguments):

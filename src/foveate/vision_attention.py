@@ -40,8 +40,9 @@ def attention_tap(layer: nn.Module, first: bool) -> Iterator[list[Tensor]]:
     captured: list[Tensor] = []
     thread = threading.get_ident()  # other threads may run the same module at the same time
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
+    # Without keywords it is called in another thread, where torch finds the hook half removed.
+    def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> None:
+        if threading.get_ident() == thread and keywords is not None:
             captured.extend(_attention_of(module, arguments, keywords, first))
 
     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
