@@ -64,9 +64,9 @@ def difference(gaps: Flags, counts: Counts) -> Estimate:
 
 
 def bootstrapped(right: Flags, counts: Counts) -> tuple[float, float]:
-    """The percentile interval of the mean of ``right [s, n]`` over seeds and questions, both drawn."""
+    """The percentile interval of the mean of ``right [s, n]`` over seeds and questions, both drawn; in [0, 1]."""
     found = _estimate(float(right.mean()), _sums(right, counts) / counts.sum(axis=1))
-    return found.low, found.high
+    return max(0.0, found.low), min(1.0, found.high)
 
 
 def ratio(above: Flags, below: Flags, counts: Counts) -> Estimate | None:

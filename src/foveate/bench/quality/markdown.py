@@ -40,9 +40,10 @@ def _opening(data: Plain, command: str) -> str:
     full, drawn = data["everything"], data["intervals"]
     number = _count(data)
     reading = [
-        "Intervals are of 95 %. Accuracies have Wilson's. All that is compared has a paired bootstrap over "
-        f"questions ({drawn['resamples']} resamples): both sides answer the same questions in every resample. One "
-        "made-up question for either side joins in, so that a handful of questions cannot make a difference.",
+        "Intervals are of 95 %. Accuracies have Wilson's; random's are a bootstrap's, as it has several seeds. "
+        f"All that is compared has a paired bootstrap over questions ({drawn['resamples']} resamples): both sides "
+        "answer the same questions in every resample. One made-up question for either side joins in, so that a "
+        "handful of questions cannot make a difference.",
         f"*Random* is the mean of {drawn['random_seeds']} seeds, each of which keeps the same places in every "
         "image; seeds are drawn in every resample, too.",
         "Every arm sent exactly the number of visual tokens that its column names; a run stops otherwise.",
