@@ -131,12 +131,6 @@ def test_images_differ_in_their_grids(name):
 # The question in the prompts
 
 
-def told(kits, faults):
-    """Parameters, those with a known fault expected to fail until it is repaired."""
-    marks = {name: pytest.mark.xfail(strict=True, reason=fault) for name, fault in faults.items()}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in kits]
-
-
 @pytest.mark.parametrize("name", KITS)
 def test_the_question_is_the_users(name):
     assert questions_in(name, written(name, (1, 1, 2))) == list(QUESTIONS)

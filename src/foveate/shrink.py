@@ -15,7 +15,6 @@ from foveate.families import Family
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-POSITIONS = ("original", "compact")
 LABEL_IGNORED = -100
 
 

@@ -1,11 +1,12 @@
 """What a model family must tell; all else is the same for every family."""
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedModel
+from foveate.errors import InvalidInputs, UnsupportedModel
 from foveate.families.layout import Layout, square
 
 if TYPE_CHECKING:
@@ -54,8 +55,24 @@ class Family:
         return max(range(len(grids)), key=lambda index: grids[index][0] * grids[index][1])
 
     def positions(self, model: "PreTrainedModel", prompt: Prompt) -> Tensor | None:
-        """``[axes, B, L]`` position ids of the unpruned prompt; None where they count attended columns."""
-        return None
+        """``[axes, B, L]`` position ids of the unpruned prompt; None where they count attended columns.
+
+        The model's own, where it has several axes (``get_rope_index``).
+
+        Raises:
+            InvalidInputs: what the model needs for them is missing.
+        """
+        own = getattr(base_of(model), "get_rope_index", None)
+        if own is None:
+            return None
+        parameters = inspect.signature(own).parameters.values()
+        given = {p.name: prompt[p.name] for p in parameters if prompt.get(p.name) is not None}
+        for parameter in parameters:
+            required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+            if required and parameter.name not in given:
+                raise InvalidInputs(f"{parameter.name} is missing: pass all that the processor returned")
+        found: Tensor = own(**given)[0]
+        return found
 
     def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
         """The attention module of the tower's layer whose output the projector reads; None where unknown."""

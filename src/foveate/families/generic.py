@@ -2,11 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from foveate.families.base import IMAGE, VIDEO, Family, Prompt, base_of
+from foveate.families.base import IMAGE, VIDEO, Family, Prompt
 from foveate.families.layout import Layout
-from foveate.families.rope import Qwen2VL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +22,3 @@ class Generic(Family):
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""
         return Layout.of((1, n))
-
-    def positions(self, model: "PreTrainedModel", prompt: Prompt) -> Tensor | None:
-        """See `Family.positions`: the model's own, if it has any."""
-        return Qwen2VL().positions(model, prompt) if hasattr(base_of(model), "get_rope_index") else None

@@ -1,12 +1,10 @@
 """Qwen-VL and GLM-V: patches merged in squares, positions of three axes."""
 
-import inspect
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InvalidInputs
 from foveate.families.base import IMAGE, VIDEO, Family, Prompt, base_of
 from foveate.families.layout import Layout
 
@@ -31,21 +29,6 @@ class Qwen2VL(Family):
         merge = model.config.vision_config.spatial_merge_size
         steps, height, width = prompt[GRIDS[kind]][index].tolist()
         return Layout.of(*[(height // merge, width // merge)] * steps)
-
-    def positions(self, model: "PreTrainedModel", prompt: Prompt) -> Tensor | None:
-        """See `Family.positions`: the model's own, ``[3, B, L]``."""
-        base = base_of(model)
-        parameters = inspect.signature(base.get_rope_index).parameters
-        given = {name: prompt[name] for name in parameters if prompt.get(name) is not None}
-        for name, parameter in parameters.items():
-            if (
-                name not in given
-                and parameter.default is parameter.empty
-                and parameter.kind is not parameter.VAR_KEYWORD
-            ):
-                raise InvalidInputs(f"{name} is missing: pass all that the processor returned")
-        found: Tensor = base.get_rope_index(**given)[0]
-        return found
 
     def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
         """See `Family.attention`: the last block's."""
