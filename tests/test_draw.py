@@ -8,6 +8,7 @@ from PIL import Image
 from conftest import noise
 from foveate import draw
 from foveate.errors import FoveateError, InvalidInputs
+from foveate.families import View
 
 
 def patches(image, grid):
@@ -56,6 +57,20 @@ def test_all_kept_is_the_image_itself():
 def test_an_index_outside_the_grid_is_refused(kept):
     with pytest.raises(InvalidInputs, match=r"allowed are 0\.\.15"):
         draw.kept_tokens(noise(2), (4, 4), kept)
+
+
+def test_each_frame_has_its_own_picture_and_tiles_share_the_image():
+    frames = [noise(number) for number in range(4)]
+    views = [View(f"frame {number}", (4, 4), torch.arange(16)) for number in (1, 2)]
+    panels = draw.kept_views(views, frames)
+    assert [name for name, _ in panels] == ["frame 1", "frame 2"]
+    for (_, picture), frame in zip(panels, frames[::2], strict=True):
+        assert picture.tobytes() == draw.enlarged(frame, (4, 4)).tobytes()
+    views = [View("image", (2, 2), torch.tensor([1])), View("tiles", (4, 6), torch.tensor([5, 7]))]
+    for (_, picture), view in zip(draw.kept_views(views, frames[0]), views, strict=True):
+        assert picture.tobytes() == draw.kept_tokens(frames[0], view.grid, view.kept).tobytes()
+    with pytest.raises(InvalidInputs, match="no pictures"):
+        draw.kept_views(views, [])
 
 
 def test_patches_are_square_whatever_the_grid():

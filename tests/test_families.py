@@ -18,6 +18,7 @@ import foveate
 from conftest import PROMPTS
 from foveate.families import FAMILIES
 from zoo import ZOO
+from zoo.animal import TEXT
 
 LEFT = [name for name in PROMPTS if name != "right padding"]
 MODES = {
@@ -181,6 +182,40 @@ def test_a_sliding_window_shorter_than_the_prompt_is_not_equal_to_masking():
         config.sliding_window = before
         for layer in layers:
             layer.self_attn.sliding_window = before
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "paligemma", "llava"])
+def test_stock_prefill_in_chunks_differs_where_images_see_ahead(name):
+    """A chunk that cuts an image cannot attend to the rest of it; llava is the control."""
+    if name not in NAMES:
+        pytest.skip("needs a newer transformers")
+    options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    inputs = ZOO[name].prompt((1,))
+    whole, chunked = (
+        model_of(name).generate(**inputs, **options, **chunks).logits[0]
+        for chunks in ({}, {"prefill_chunk_size": 5})
+    )
+    assert ((whole - chunked).abs().max() > 0.05) == (name != "llava")
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava"])
+def test_stock_second_turns_differ_where_prompts_see_ahead(name):
+    """PaliGemma's cache was computed without the second turn; llava is the control."""
+    model, inputs = model_of(name), ZOO[name].prompt((1,))
+    shape = inputs["input_ids"].shape
+
+    def text(key):
+        new = torch.arange(TEXT.start, TEXT.start + 6)[None]
+        return new if key == "input_ids" else torch.full_like(new, int(key == "attention_mask"))
+
+    per_token = {key: torch.cat([value, text(key)], 1) for key, value in inputs.items() if value.shape == shape}
+    mask = per_token["attention_mask"]
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        turn = {key: text(key) for key in per_token} | {"attention_mask": mask}
+        second = model(**turn, past_key_values=cache).logits[:, -1]
+        together = model(**inputs | per_token).logits[:, -1]
+    assert ((second - together).abs().max() > 0.05) == (name != "llava")
 
 
 def test_the_page_of_families_is_that_of_the_table(monkeypatch):

@@ -115,6 +115,20 @@ def test_grids_hold_every_token_that_is_not_locked(name):
         assert pruned.report.tokens_after == [int(n / 2 + 0.5) for n in pruned.report.tokens_before]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_views_show_every_token_kept_that_is_not_locked(name):
+    inputs = ZOO[name].prompt((1, 2))
+    pruned = prune(name, inputs, keep=0.5)
+    for image, kind in enumerate(pruned.kinds):
+        views = pruned.views(image, (4, 3))
+        assert sum(len(view.kept) for view in views) == sum(map(len, pruned.kept_in_grids(image)))
+        assert all(0 <= int(view.kept.max()) < view.grid[0] * view.grid[1] for view in views if len(view.kept))
+        if kind == "video":
+            assert [view.name for view in views] == [f"frame {n + 1}" for n in range(len(pruned.grids[image]))]
+        else:
+            assert [view.name for view in views] in (["image"], ["image", "tiles"])
+
+
 def test_per_frame_is_true_or_false():
     with pytest.raises(foveate.InvalidOption, match="per_frame='yes'"):
         prune("llava", ZOO["llava"].prompt(), keep=3, per_frame="yes")

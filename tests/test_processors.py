@@ -128,6 +128,32 @@ def test_images_differ_in_their_grids(name):
     assert (len(set(pruned.grids)) > 1) == (name not in ONE_GRID)
 
 
+@pytest.mark.parametrize("name", ["internvl", "idefics3", "smolvlm"])
+@pytest.mark.parametrize("size", [(50, 30), (24, 64), (64, 60)])
+def test_a_tile_is_drawn_where_its_pixels_were(name, size):
+    if name not in KITS:
+        pytest.skip("this transformers cannot build the processor")
+    dark = Image.new("RGB", size)
+    prompt = templated(name, [[said("user", QUESTIONS[0], [dark])]])
+    grids = foveate.prune(model_of(KITS[name].animal), prompt, foveate.RRQR(), keep=1.0).grids[0]
+    side = grids[0][0]
+    tiles = len(grids) - 1
+    assert tiles > 1
+    family = FAMILIES[KITS[name].animal]
+    for lit in range(tiles):
+        kept = [torch.arange(side**2 if tile == lit else 0) for tile in range(len(grids))]
+        whole, joined = family.views("image", grids, kept, size[0] / size[1])
+        assert (whole.name, whole.grid, len(whole.kept)) == ("image", (side, side), 0)
+        height, width = joined.grid
+        assert height * width == tiles * side**2
+        flags = np.zeros(height * width, dtype=np.uint8)
+        flags[joined.kept] = 255
+        light = Image.fromarray(flags.reshape(height, width)).resize(size, Image.Resampling.NEAREST).convert("RGB")
+        pixels = templated(name, [[said("user", QUESTIONS[0], [light])]])["pixel_values"]
+        brightness = pixels.reshape(-1, *pixels.shape[-3:])[:tiles].mean(dim=(1, 2, 3))
+        assert int(brightness.argmax()) == lit
+
+
 # The question in the prompts
 
 

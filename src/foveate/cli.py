@@ -108,7 +108,7 @@ def ask(
     picture = bench.read_image(image)
     vlm, processor = bench.load(model)
     inputs = bench.requests(processor, [picture], [question])
-    answers = list(bench.ask(vlm, processor, inputs, arms, max_new_tokens))
+    answers = list(bench.ask(vlm, processor, inputs, arms, max_new_tokens, picture.size))
     if target:
         seen = draw.seen_image(picture, inputs["pixel_values"], processor)
         _save(_sheet(seen, question, answers), target)
@@ -238,15 +238,17 @@ def _sheet(seen: "Image.Image", question: str, answers: list[bench.Answer]) -> "
     """What the model saw, then what each arm kept of it."""
     panels = []
     if all(answer.tokens[0] < answer.tokens[1] for answer in answers):
-        panels.append(("what the model sees", draw.enlarged(seen, answers[0].grid)))
+        panels.append(("what the model sees", draw.enlarged(seen, answers[0].views[0].grid)))
     for answer in answers:
         kept, total = answer.tokens
         everything = kept == total
-        picture = (
-            draw.enlarged(seen, answer.grid) if everything else draw.kept_tokens(seen, answer.grid, answer.kept)
-        )
         title = f"all {total} tokens" if everything else f"{answer.arm.title} {kept} of {total}"
-        panels.append((f"{title}: {answer.text}", picture))
+        views = draw.kept_views(answer.views, seen)
+        several = len(views) > 1
+        panels += [
+            (f"{title}{f' ({name})' if several else ''}: {answer.text}", picture)
+            for name, picture in (views[:1] if everything else views)
+        ]
     return draw.contact_sheet(panels, heading=question)
 
 

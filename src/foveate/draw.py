@@ -9,6 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from foveate.errors import InvalidInputs
+from foveate.families import View
+
+Panel = tuple[str, Image.Image]
 
 LONGER_SIDE = 576  # pixels of a picture of kept tokens, rounded up to whole patches
 DIMMED, LIFT = 0.3, 44  # a dropped patch keeps this share of its brightness, over a dark grey
@@ -49,6 +52,27 @@ def kept_tokens(image: Image.Image, grid: tuple[int, int], kept: Tensor | Iterab
     return Image.fromarray(shown)
 
 
+def kept_views(views: Sequence[View], pictures: Image.Image | Sequence[Image.Image]) -> list[Panel]:
+    """A panel for `contact_sheet` of each view: the whole image, its tiles joined, frames of a video.
+
+    Args:
+        views: `Pruned.views`.
+        pictures: the image; or the frames of the video, all that were sampled. A view that stands for several
+            of them is drawn over the first.
+
+    Raises:
+        InvalidInputs: no picture.
+    """
+    shown = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    if not shown:
+        raise InvalidInputs("no pictures: allowed are the image, or the frames of the video")
+    alone = len(shown) == 1
+    return [
+        (view.name, kept_tokens(shown[0 if alone else number * len(shown) // len(views)], view.grid, view.kept))
+        for number, view in enumerate(views)
+    ]
+
+
 def enlarged(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
     """The image in RGB, so large that every patch is a whole number of pixels, the same each way."""
     height, width = grid
@@ -71,7 +95,7 @@ def seen_image(image: Image.Image, pixel_values: Tensor, processor: Any) -> Imag
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def contact_sheet(panels: Sequence[tuple[str, Image.Image]], heading: str = "") -> Image.Image:
+def contact_sheet(panels: Sequence[Panel], heading: str = "") -> Image.Image:
     """Titled pictures in rows of three, under a heading.
 
     What does not fit a line is wrapped, what does not fit two is cut.

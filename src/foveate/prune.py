@@ -183,7 +183,7 @@ class Prepared:
         )
         grids = [tokens.grids for tokens in images]
         locked = [tokens.locked for tokens in images]
-        return Pruned(kept, orders, grids, encoded.rows, encoded.kinds, report, locked, shrunk)
+        return Pruned(kept, orders, grids, encoded.rows, encoded.kinds, report, self._family, locked, shrunk)
 
     def _number(self, method: Method) -> int:
         for number, source in enumerate(self._sources):

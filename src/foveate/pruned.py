@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.families import Family, View
 from foveate.methods.base import Method
 from foveate.select import energy_outside
 from foveate.shrink import Shrunk
@@ -73,6 +74,7 @@ class Pruned(Mapping[str, Any]):
     rows: list[int]
     kinds: list[str]
     report: Report
+    _family: Family = field(repr=False)
     _locked: list[Tensor] = field(repr=False)
     _shrunk: Shrunk = field(repr=False)
 
@@ -82,6 +84,14 @@ class Pruned(Mapping[str, Any]):
         flags[self.kept[image]] = True
         free = flags[~self._locked[image]]
         return [part.nonzero().flatten() for part in torch.split(free, [h * w for h, w in self.grids[image]])]
+
+    def views(self, image: int, size: tuple[int, int]) -> list[View]:
+        """What to draw (`foveate.draw.kept_views`) of an image of ``size`` (width, height) in any unit.
+
+        The whole image and its tiles joined, or each frame of a video.
+        """
+        width, height = size
+        return self._family.views(self.kinds[image], self.grids[image], self.kept_in_grids(image), width / height)
 
     @property
     def rope_deltas(self) -> Tensor:

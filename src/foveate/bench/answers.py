@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.bench.arm import Arm
-from foveate.families import family_of
+from foveate.families import View
 from foveate.methods import Method
 from foveate.prune import prune
 
@@ -28,8 +28,7 @@ class Answer:
             ``decode`` (the rest).
         decided: the method with its ``auto`` options decided.
         tagger: what found the question's nouns, where the method asked for them.
-        grid: ``(height, width)`` of the tokens; of several tiles, the one to show (`Family.shown`).
-        kept: raster indices into the grid.
+        views: what was kept, to be drawn.
     """
 
     arm: Arm
@@ -40,21 +39,26 @@ class Answer:
     seconds: dict[str, float]
     decided: Method
     tagger: str | None
-    grid: tuple[int, int] = field(repr=False)
-    kept: Tensor = field(repr=False)
+    views: list[View] = field(repr=False)
 
 
 def ask(
-    model: "PreTrainedModel", processor: Any, inputs: Any, arms: Sequence[Arm], max_new_tokens: int
+    model: "PreTrainedModel",
+    processor: Any,
+    inputs: Any,
+    arms: Sequence[Arm],
+    max_new_tokens: int,
+    size: tuple[int, int],
 ) -> Iterator[Answer]:
-    """The answer of each arm, greedy; timed in one run, after a run of the same that is not timed.
+    """The answer of each arm about an image of ``size`` (width, height), greedy.
 
-    The first run loads what is loaded once (taggers, CLIP, kernels).
+    Timed in one run, after a run of the same that is not timed: that one loads what is
+    loaded once (taggers, CLIP, kernels).
     """
     inputs = inputs.to(model.device)
     for arm in arms:
-        _answer(model, processor, inputs, arm, max_new_tokens)
-        yield _answer(model, processor, inputs, arm, max_new_tokens)
+        _answer(model, processor, inputs, arm, max_new_tokens, size)
+        yield _answer(model, processor, inputs, arm, max_new_tokens, size)
 
 
 def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -77,14 +81,15 @@ def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max_new_tokens: int) -> Answer:
+def _answer(
+    model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max_new_tokens: int, size: tuple[int, int]
+) -> Answer:
     pruned = prune(model, inputs, arm.method, keep=arm.budget, processor=processor)
     watch = _Stopwatch()
     output = model.generate(**pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
     prefill, decode = watch.split()
     new = output[0, pruned["input_ids"].shape[1] :]
     stages = pruned.report.seconds
-    shown = family_of(model).shown(pruned.grids[0])
     return Answer(
         arm=arm,
         text=str(processor.decode(new, skip_special_tokens=True)).strip(),
@@ -99,8 +104,7 @@ def _answer(model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max
         },
         decided=pruned.report.method,
         tagger=pruned.report.tagger,
-        grid=pruned.grids[0][shown],
-        kept=pruned.kept_in_grids(0)[shown],
+        views=pruned.views(0, size),
     )
 
 

@@ -10,6 +10,7 @@ from foveate.families.anyres import LlavaNext, LlavaNextVideo, LlavaOnevision
 from foveate.families.base import IMAGE, PIXELS, VIDEO, Family
 from foveate.families.gemma import Gemma3, Gemma4, PaliGemma
 from foveate.families.generic import Generic
+from foveate.families.layout import View
 from foveate.families.llava import Llava
 from foveate.families.mistral3 import Mistral3
 from foveate.families.rope import Glm4v, Qwen2VL, Qwen3VL, Qwen25VL
@@ -77,4 +78,4 @@ def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
     return family
 
 
-__all__ = ["FAMILIES", "GENERIC", "IMAGE", "PIXELS", "VIDEO", "Family", "family_of"]
+__all__ = ["FAMILIES", "GENERIC", "IMAGE", "PIXELS", "VIDEO", "Family", "View", "family_of"]

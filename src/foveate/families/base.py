@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from torch import Tensor, nn
 
 from foveate.errors import InvalidInputs, UnsupportedModel
-from foveate.families.layout import Layout, square
+from foveate.families.layout import Grid, Layout, View, square
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +32,7 @@ class Family:
         requires: by kind, inputs without which the encoder runs but the tokens' places are unknown.
         tokens: how the tokens of an image lie, for people.
         locks: what is locked, for people.
+        grid_names: what the grids of an image are, in order.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Family:
     requires: ClassVar[dict[str, tuple[str, ...]]] = {}
     tokens: ClassVar[str]
     locks: ClassVar[str] = "nothing"
+    grid_names: ClassVar[tuple[str, ...]] = ("image", "tiles")
 
     def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
         """Tokens of each image, given those of each entry that the encoder returns: one entry per image."""
@@ -50,9 +52,13 @@ class Family:
         """The layout of image ``index``, which has ``n`` tokens."""
         return Layout.of(square(n))
 
-    def shown(self, grids: Sequence[tuple[int, int]]) -> int:
-        """Which of an image's grids to draw over the whole image: the finest."""
-        return max(range(len(grids)), key=lambda index: grids[index][0] * grids[index][1])
+    def views(self, kind: str, grids: Sequence[Grid], kept: Sequence[Tensor], aspect: float) -> list[View]:
+        """What to draw: grids that cover a whole picture each, of an image of ``aspect`` (width / height).
+
+        Here: each frame of a video; of an image, a grid of the whole and a finer one of its tiles.
+        """
+        words = self.grid_names if kind == IMAGE else tuple(f"frame {number + 1}" for number in range(len(grids)))
+        return [View(*view) for view in zip(words, grids, kept, strict=False)]
 
     def positions(self, model: "PreTrainedModel", prompt: Prompt) -> Tensor | None:
         """``[axes, B, L]`` position ids of the unpruned prompt; None where they count attended columns.

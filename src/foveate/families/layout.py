@@ -1,5 +1,6 @@
 """Where an image's tokens are: its grids (tiles, frames), and the rows that are no part of the picture."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,21 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A grid of tokens that covers a picture: the whole image, its tiles joined, or a frame.
+
+    Attributes:
+        name: for people.
+        grid: ``(height, width)`` in tokens.
+        kept: ascending raster indices of the tokens kept.
+    """
+
+    name: str
+    grid: Grid
+    kept: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,3 +56,20 @@ def runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
         index for index in range(len(flags) + 1) if any(flags[index - 1 : index]) != any(flags[index : index + 1])
     ]
     return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def tiling(tiles: int, aspect: float) -> Grid:
+    """``(rows, columns)`` of equal square tiles that together are nearest to ``aspect`` (width / height)."""
+    shapes = [(tiles // columns, columns) for columns in range(1, tiles + 1) if tiles % columns == 0]
+    return min(shapes, key=lambda shape: abs(math.log(shape[1] / shape[0] / aspect)))
+
+
+def joined(tiles: Sequence[Grid], kept: Sequence[Tensor], shape: Grid) -> tuple[Grid, Tensor]:
+    """Tiles of one grid each, put together in raster order to ``shape`` (rows, columns): grid and indices kept."""
+    height, width = tiles[0]
+    flags = torch.zeros(len(tiles), height * width, dtype=torch.bool)
+    for tile, indices in zip(flags, kept, strict=True):
+        tile[indices.cpu()] = True
+    rows, columns = shape
+    whole = flags.reshape(rows, columns, height, width).swapaxes(1, 2)
+    return (rows * height, columns * width), whole.flatten().nonzero().flatten()

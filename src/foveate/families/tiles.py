@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.families.base import Family, Prompt, base_of
-from foveate.families.layout import Layout, runs, square
+from foveate.families.layout import Grid, Layout, View, joined, runs, square, tiling
 from foveate.families.pooling import pooled
 
 if TYPE_CHECKING:
@@ -30,9 +30,13 @@ class InternVL(Family):
         side = self._side(model)
         return Layout.of(*[(side, side)] * (n // side**2))
 
-    def shown(self, grids: Sequence[tuple[int, int]]) -> int:
-        """See `Family.shown`: the last tile is the whole image."""
-        return len(grids) - 1
+    def views(self, kind: str, grids: Sequence[Grid], kept: Sequence[Tensor], aspect: float) -> list[View]:
+        """See `Family.views`: the last tile is the whole image, the others lie as the image's shape says."""
+        whole = View("image", grids[-1], kept[-1])
+        if len(grids) == 1:
+            return [whole]
+        tiles = joined(grids[:-1], kept[:-1], tiling(len(grids) - 1, aspect))
+        return [whole, View("tiles", *tiles)]
 
     def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
         """See `Family.attention`."""
