@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+import foveate
 from foveate import mini
 
 IMAGE_TOKEN, PAD = 127, 0
@@ -100,3 +103,16 @@ def bundled():
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)  # tiny products: threads only cost
+
+
+# Before this version, beams and several returned sequences mix up the images of a stock prompt that holds several.
+REPEATS_RIGHTLY = Version("5.19.0") <= Version(transformers.__version__)
+
+
+def features_by_row(model, inputs, full):
+    """The stock prompt ``full`` with its images already encoded, row by row, as stock repeats them rightly."""
+    text = {key: value for key, value in full.items() if value.shape[-2:] == inputs["input_ids"].shape}
+    return {
+        **text,
+        "mm_encoder_outputs": foveate.prune(model, inputs, foveate.Random(), keep=1.0)["mm_encoder_outputs"],
+    }

@@ -15,7 +15,7 @@ import transformers
 from packaging.version import Version
 
 import foveate
-from conftest import PROMPTS
+from conftest import PROMPTS, REPEATS_RIGHTLY, features_by_row
 from foveate.families import FAMILIES
 from zoo import ZOO
 from zoo.animal import TEXT
@@ -105,9 +105,7 @@ def test_generation_equals_the_masked_full_prompt(name, prompt, mode):
             repaired = model.generate(**full, **options)[:, -NEW:].tolist()
         else:
             repaired = None
-        whole = foveate.prune(model, inputs, foveate.Random(), keep=1.0)["mm_encoder_outputs"]
-        full = {key: value for key, value in full.items() if value.shape[-2:] == inputs["input_ids"].shape}
-        full["mm_encoder_outputs"] = whole
+        full = features_by_row(model, inputs, full)
     expected = model.generate(**full, **options)[:, -NEW:].tolist()
     if mode == "beams" and name == "glm4v":
         assert repaired != expected, "stock is right again: say so in docs/families.md, and compare with it here"
@@ -117,7 +115,7 @@ def test_generation_equals_the_masked_full_prompt(name, prompt, mode):
 
 def stock_repeats_wrongly(name):
     """Whether stock beams mix up the images of a batch: then all features are given per row, as ours are."""
-    return name == "glm4v" or Version("5.19.0") > VERSION
+    return name == "glm4v" or not REPEATS_RIGHTLY
 
 
 def test_what_this_transformers_cannot_do_is_refused(monkeypatch):

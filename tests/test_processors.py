@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from packaging.version import Version
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
@@ -19,8 +20,8 @@ from foveate.encode import placeholders
 from foveate.families import FAMILIES, family_of
 from foveate.prune import prepare
 from foveate.relevance import questions_of
-from processors import KITS, MISSING
-from test_families import difference, masked, model_of
+from processors import KITS, MISSING, SINCE
+from test_families import VERSION, difference, masked, model_of
 
 NEW = 5
 METHODS = {"rrqr": foveate.RRQR(), "resprune": foveate.ResPrune()}
@@ -220,12 +221,16 @@ def test_the_times_of_frames_are_no_part_of_the_question():
 
 
 def test_every_family_has_a_processor():
-    assert {model_of(kit.animal).config.model_type for kit in KITS.values()} == set(FAMILIES)
+    newer = {name for name, since in SINCE.items() if Version(since) > VERSION}
+    assert {model_of(kit.animal).config.model_type for kit in KITS.values()} == set(FAMILIES) - newer
 
 
 @pytest.mark.parametrize(("kind", "reason"), MISSING.items())
 def test_what_is_missing_is_missing_still(kind, reason):
     """Where this fails, build the real one in processors.py, and let videos go through it."""
-    arguments = () if "Video" in kind else (None, KITS["smolvlm"].spelling.build(), None)
+    if kind == "SmolVLMProcessor" and "smolvlm" not in KITS:
+        pytest.skip("this transformers cannot build its tokenizer's processor")
+    tokenizer = KITS["smolvlm" if "smolvlm" in KITS else "idefics3"].spelling.build()
+    arguments = () if "Video" in kind else (None, tokenizer, None)
     with pytest.raises(ImportError, match=reason):
         getattr(hf, kind)(*arguments)
