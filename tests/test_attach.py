@@ -4,7 +4,15 @@ import threading
 
 import pytest
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer, pipeline
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    pipeline,
+)
 
 import foveate
 from conftest import IMAGE_TOKEN, noise, tiny_prompt
@@ -47,6 +55,62 @@ def test_generate_gives_the_pruned_tokens_behind_the_full_prompt(tiny, rows, opt
     assert torch.equal(output[::copies, : inputs["input_ids"].shape[1]], inputs["input_ids"])
     assert attached.last.report.tokens_after == [5] * sum(rows)
     assert untouched(tiny)
+
+
+def test_what_is_passed_to_generate_sees_the_full_prompt(tiny):
+    inputs = tiny_prompt((1, 2))
+    width, seen = inputs["input_ids"].shape[1], {}
+
+    def note(name, ids):
+        seen.setdefault(name, []).append(ids[..., :width].clone())
+        return ids.shape[-1] - width
+
+    class Stop(StoppingCriteria):
+        def __call__(self, ids, scores, **more):
+            return torch.full((len(ids),), note("criteria", ids) >= 3)
+
+    class Processor(LogitsProcessor):
+        def __call__(self, ids, scores):
+            note("processor", ids)
+            return scores
+
+    def allowed(row, ids):
+        note(f"prefix {row}", ids)
+        return list(range(100))
+
+    class Streamer:
+        def put(self, value):
+            seen.setdefault("streamer", []).append(value)
+
+        def end(self):
+            seen["end"] = True
+
+    options = {
+        "stopping_criteria": StoppingCriteriaList([Stop()]),
+        "logits_processor": LogitsProcessorList([Processor()]),
+        "prefix_allowed_tokens_fn": allowed,
+        "streamer": Streamer(),
+    }
+    with foveate.attach(tiny, RRQR, keep=5):
+        output = tiny.generate(**inputs, max_new_tokens=9, **options)
+    assert output.shape[1] == width + 3
+    for name in ("criteria", "processor"):
+        assert all(torch.equal(ids, inputs["input_ids"]) for ids in seen[name])
+    for row in range(2):
+        assert all(torch.equal(ids, inputs["input_ids"][row]) for ids in seen[f"prefix {row}"])
+    assert torch.equal(seen["streamer"][0], inputs["input_ids"])
+    assert torch.stack(seen["streamer"][1:], 1).tolist() == output[:, width:].tolist()
+    assert seen["end"]
+
+
+def test_a_length_that_the_prompt_has_already(tiny):
+    inputs = tiny_prompt()
+    width = inputs["input_ids"].shape[1]
+    with (
+        foveate.attach(tiny, RRQR, keep=5),
+        pytest.raises(foveate.InvalidInputs, match=f"max_length={width}: the prompt"),
+    ):
+        tiny.generate(**inputs, max_length=width)
 
 
 @pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": "itself"}], ids=str)

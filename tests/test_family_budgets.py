@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import foveate
 from foveate.families import FAMILIES
 from foveate.share import shares
-from test_families import NAMES, difference, masked, model_of
+from test_families import NAMES, difference, masked, model_of, visual
 from zoo import ZOO
 
 VIDEOS = [name for name in NAMES if name.endswith("video")]
@@ -20,12 +20,14 @@ def prune(name, inputs, **options):
 
 @given(st.data(), st.lists(st.integers(1, 50), min_size=1, max_size=8))
 def test_shares_are_whole_proportional_and_within_bounds(data, sizes):
-    least = data.draw(st.integers(0, 1))
-    count = data.draw(st.integers(least * len(sizes), sum(sizes)))
+    least = [data.draw(st.integers(0, size)) for size in sizes] if data.draw(st.booleans()) else None
+    count = data.draw(st.integers(sum(least or []), sum(sizes)))
     found = shares(count, sizes, least)
     assert sum(found) == count
-    assert all(least <= part <= size for part, size in zip(found, sizes, strict=True))
-    if least == 0:
+    assert all(
+        few <= part <= size for few, part, size in zip(least or [0] * len(sizes), found, sizes, strict=True)
+    )
+    if least is None:
         assert all(abs(part - count * size / sum(sizes)) < 1 for part, size in zip(found, sizes, strict=True))
 
 
@@ -42,7 +44,7 @@ def test_a_total_is_shared_in_proportion(name):
     total = sum(ZOO[name].tokens((2,))) // 2
     pruned = prune(name, inputs, keep_total=total)
     before, after = pruned.report.tokens_before, pruned.report.tokens_after
-    assert after[:2] == shares(total, before[:2], least=1)
+    assert after[:2] == shares(total, before[:2], least=[1, 1])
     assert after[2] == min(total, before[2])
     assert difference(name, inputs, pruned, *masked(name, inputs, pruned)) < 1e-4
     half = prune(name, inputs, keep_total=0.5)
@@ -54,7 +56,7 @@ def test_a_total_is_shared_in_proportion(name):
     [
         ({}, "one of the two"),
         ({"keep": 3, "keep_total": 3}, "one of the two"),
-        ({"keep_total": 1}, "keep_total=1: allowed is 1 for each of the prompt's 2 images"),
+        ({"keep_total": 1}, r"keep_total=1: \[1, 1\] tokens of the prompt's 2 images.*allowed are 2 or more"),
         ({"keep_total": 1.5}, "keep_total=1.5"),
         ({"keep": 0}, "keep=0"),
     ],
@@ -83,8 +85,35 @@ def test_newlines_are_kept_and_count(name):
 
 @pytest.mark.parametrize("name", [name for name in NEWLINES if not name.endswith("onevision_video")])
 def test_a_budget_below_what_is_always_kept_is_refused(name):
-    with pytest.raises(foveate.InvalidBudget, match=r"keep=1: \d+ tokens of this image are always kept"):
+    with pytest.raises(
+        foveate.InvalidBudget, match=r"keep=1: \d+ of the \d+ tokens of the row's image 1 are always kept"
+    ):
         prune(name, ZOO[name].prompt((1,)), keep=1)
+
+
+def test_a_total_leaves_room_for_what_is_always_kept():
+    inputs = ZOO["llava_next"].prompt((3,))
+    locked = [int(flags.sum()) for flags in prune("llava_next", inputs, keep=1.0)._locked]
+    assert len(set(locked)) > 1
+    pruned = prune("llava_next", inputs, keep_total=sum(locked))
+    assert pruned.report.tokens_after == locked
+    message = rf"keep_total={sum(locked) - 1}: .*allowed are {sum(locked)} or more"
+    with pytest.raises(foveate.InvalidBudget, match=message):
+        prune("llava_next", inputs, keep_total=sum(locked) - 1)
+
+
+@pytest.mark.parametrize("name", NEWLINES)
+def test_a_newline_that_ends_the_prompt_is_counted_once(name):
+    inputs = ZOO[name].prompt((1,))
+    end = int(visual(name, inputs).nonzero()[-1, 1]) + 1
+    width = inputs["input_ids"].shape[1]
+    inputs = {
+        key: value[:, :end] if value.dim() == 2 and value.shape[1] == width else value
+        for key, value in inputs.items()
+    }
+    locked = int(prune(name, inputs, keep=1.0)._locked[0].sum())
+    pruned = prune(name, inputs, keep=locked)
+    assert difference(name, inputs, pruned, *masked(name, inputs, pruned)) < 1e-4
 
 
 @pytest.mark.parametrize("name", VIDEOS)

@@ -32,11 +32,14 @@ ALLOWED = {
     "place": BASE | {"families", "methods", "encode"},
     "pruned": BASE | {"families", "select", "methods", "shrink"},
     "prune": CORE,
-    "attach": BASE | {"families", "methods", "check", "prune", "pruned", "settings", "unwrap"},
+    "full_prompt": set(),
+    "attach": BASE
+    | {"families", "methods", "check", "prune", "pruned", "settings", "unwrap", "full_prompt", "turns"},
     "turns": BASE | {"pruned"},
     "mini": {"errors"},
     "draw": BASE | {"families"},
     "bench": CORE | {"prune", "mini"},
+    "__main__": {"cli"},
     "cli": CORE | {"prune", "attach", "mini", "bench", "draw"},
 }
 FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]

@@ -12,6 +12,7 @@ from foveate.families import family_of
 from foveate.relevance import clip_relevance, noun_embeddings
 from foveate.signals import Source
 from foveate.tokens import Signal
+from zoo import ZOO
 
 RRQR = foveate.RRQR()
 
@@ -254,22 +255,81 @@ def test_inputs_that_are_no_mapping(tiny):
 
 
 def test_a_processor_that_is_none(tiny):
-    with pytest.raises(foveate.InvalidOption, match="processor=5"):
+    with pytest.raises(foveate.InvalidOption, match="processor of type int"):
         foveate.prune(tiny, tiny_prompt(), foveate.ResPrune(), keep=5, processor=5)
+
+
+@pytest.mark.parametrize("question", [3, ["one"], b"what?", [1, 2]])
+def test_a_question_that_is_none(tiny, bundled, question):
+    options = {"keep": 5, "processor": bundled[1], "question": question}
+    with pytest.raises(foveate.InvalidInputs, match=r"question=.*one per row \(2\)"):
+        foveate.prune(tiny, tiny_prompt((1, 1)), foveate.ResPrune(), **options)
 
 
 def test_a_clip_of_another_width(tiny, bundled):
     _, processor = bundled
     with pytest.raises(foveate.MissingSignal, match="width"):
         foveate.prune(tiny, tiny_prompt(), foveate.SPARE(), keep=5, processor=processor, clip=mini.PATH / "clip")
+    with pytest.raises(foveate.InvalidOption, match="clip=3: allowed are a CLIPModel, a path or an id"):
+        foveate.prune(tiny, tiny_prompt(), foveate.SPARE(), keep=5, processor=processor, clip=3)
 
 
-@pytest.mark.parametrize("name", ["input_ids", "pixel_values"])
-def test_inputs_that_are_needed(tiny, name):
+def test_clip_where_it_cannot_be_used(bundled):
+    model, inputs = ZOO["llava_next"].build(), ZOO["llava_next"].prompt()
+    with pytest.raises(foveate.UnsupportedModel, match="LLaVA-NeXT: supported is llava with a CLIP tower"):
+        foveate.prune(model, inputs, foveate.SPARE(), keep=0.5, processor=bundled[1], clip=mini.PATH / "clip")
+    assert foveate.prune(model, inputs, RRQR, keep=0.5, clip=mini.PATH / "clip").kept  # it does not ask for it
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("input_ids", "input_ids is"), ("pixel_values", "no image in the inputs")]
+)
+def test_inputs_that_are_needed(tiny, name, error):
     inputs = tiny_prompt()
     del inputs[name]
-    with pytest.raises(foveate.InvalidInputs, match=name):
+    with pytest.raises(foveate.InvalidInputs, match=error):
         foveate.prune(tiny, inputs, RRQR, keep=5)
+
+
+@pytest.mark.parametrize(
+    "pixels", [torch.zeros(0, 3, 24, 24), torch.zeros(3, 24), torch.zeros(2, 5, 24, 24)], ids=str
+)
+def test_pixels_that_the_tower_cannot_take(tiny, pixels):
+    with pytest.raises(foveate.InvalidInputs):
+        foveate.prune(tiny, {**tiny_prompt(), "pixel_values": pixels}, RRQR, keep=5)
+
+
+def test_grids_that_do_not_fit_the_pixels():
+    model, inputs = ZOO["qwen2_5_vl"].build(), ZOO["qwen2_5_vl"].prompt((2,))
+    with pytest.raises(foveate.InvalidInputs):
+        foveate.prune(model, {**inputs, "image_grid_thw": inputs["image_grid_thw"][:1]}, RRQR, keep=5)
+
+
+def test_masked_columns_of_rows_without_padding_are_no_padding(tiny):
+    """Its id is often that of the end, which penalties on repeated tokens would then rule out."""
+    for rows in ((1,), (1, 1), (2, 1)):
+        inputs = tiny_prompt(rows)
+        pruned = foveate.prune(tiny, inputs, RRQR, keep=5)
+        masked = pruned["attention_mask"] == 0
+        assert masked.any()
+        for row, padded in enumerate((inputs["attention_mask"] == 0).any(dim=1)):
+            found = pruned["input_ids"][row][masked[row]]
+            expected = tiny.generation_config.pad_token_id if padded else inputs["input_ids"][row, 0]
+            assert (found == expected).all()
+
+
+def test_padding_is_told_by_its_id_as_generate_does(tiny):
+    inputs = tiny_prompt((1, 2))
+    assert not inputs["attention_mask"].all()
+    pruned = foveate.prune(tiny, inputs, RRQR, keep=5)
+    bare = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    padding = bare["input_ids"] == tiny.generation_config.pad_token_id
+    assert torch.equal(padding, inputs["attention_mask"] == 0)
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        assert torch.equal(foveate.prune(tiny, bare, RRQR, keep=5)[name], pruned[name])
+    stock = tiny.generate(**bare, max_new_tokens=6)
+    with foveate.attach(tiny, RRQR, keep=1.0):
+        assert torch.equal(tiny.generate(**bare, max_new_tokens=6), stock)
 
 
 def test_a_mask_of_another_shape(tiny):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.check import check_method, has_pixels
+from foveate.check import check_method, has_pixels, with_mask
 from foveate.errors import InvalidInputs
 from foveate.families import family_of
+from foveate.full_prompt import FullPrompt
 from foveate.methods.base import Method
 from foveate.prune import prune_with_grad
 from foveate.pruned import Pruned
 from foveate.settings import Settings
+from foveate.turns import PER_TOKEN, Turn, continued
 from foveate.unwrap import unwrap
 
 if TYPE_CHECKING:
@@ -65,7 +68,10 @@ def attach(
     ``generate`` returns the full prompt followed by the new tokens, so ``output[:, prompt_length:]``
     stays right, and ``max_length`` and ``min_length`` count as if nothing had been pruned. A plain
     forward returns logits of the pruned prompt; ``Attached.last.kept`` tells which tokens are left.
-    Attentions, hidden states and caches are in pruned coordinates as well.
+    Attentions, hidden states and caches are in pruned coordinates as well. Streamers, stopping criteria and
+    processors of logits that are passed see the full prompt. A returned cache can be passed on inside the block
+    for the next turn, a text, with the whole conversation's ids as of stock; outside it, or for a turn with new
+    images, see `continued`.
 
     Blocks nest: the newest one rules, for all threads. The last one to close restores the model exactly.
 
@@ -108,9 +114,13 @@ class _Installation:
     hook: Any
 
 
+# What generate() is given for the text of a prompt; pruned ones bring their own.
+TEXT = ("input_ids", "attention_mask", "position_ids", "cache_position", *PER_TOKEN)
+
 _ABSENT = object()
 _LOCK = threading.Lock()
 _INSIDE = threading.local()  # .generate: whether this thread is in a pruned generate already
+_ASKED: "WeakKeyDictionary[Any, Turn]" = WeakKeyDictionary()  # by cache: the pruned prompts that filled it
 _INSTALLED: "WeakKeyDictionary[PreTrainedModel, _Installation]" = WeakKeyDictionary()
 
 
@@ -181,26 +191,57 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
             raise InvalidInputs(
                 "mm_encoder_outputs while pruning is attached: pass the pixels, or leave the block"
             )
-        if not newest or not has_pixels(arguments):
+        if newest and has_pixels(arguments):
+            unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
+            with torch.no_grad():  # generate's own no_grad begins later
+                asked: Pruned | Turn = newest[0].prune(model, with_mask(model, arguments))
+        elif newest and arguments.get("past_key_values") in _ASKED:
+            asked = _next_turn(arguments)
+        else:
             return generate(**arguments)
-        unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
-        with torch.no_grad():  # generate's own no_grad begins later
-            pruned = newest[0].prune(model, arguments)
         prompt: Tensor = arguments["input_ids"]
-        removed = prompt.shape[1] - pruned["input_ids"].shape[1]
+        width = asked["input_ids"].shape[1]
+        full = FullPrompt(prompt, width)
+        kept = isinstance(asked, Pruned)  # it carries all other arguments itself
+        options = {} if kept else {name: value for name, value in arguments.items() if name not in TEXT}
+        limits = _rebased(model, arguments, prompt.shape[1] - width)
         _INSIDE.generate = True
         try:
-            output = generate(**{**pruned, **_rebased(model, arguments, removed)})
+            output = generate(**{**options, **asked, **limits, **full.shown(arguments)})
         finally:
             _INSIDE.generate = inside
-        return _with_prompt(output, prompt, removed)
+        cache = getattr(output, "past_key_values", None) or arguments.get("past_key_values")
+        if cache is not None:
+            _ASKED[cache] = asked if isinstance(asked, Turn) else Turn.first(asked)
+        return full.output(output)
 
     return pruned_generate
+
+
+def _next_turn(arguments: dict[str, Any]) -> Turn:
+    """A text turn on the cache of a pruned prompt, asked as of stock: with the whole conversation's ids."""
+    cache, ids = arguments["past_key_values"], arguments["input_ids"]
+    asked = _ASKED[cache]
+    said = asked.columns + int(cache.get_seq_length()) + 1 - asked["input_ids"].shape[1]
+    if ids.shape[1] <= said:
+        raise InvalidInputs(
+            f"input_ids of {ids.shape[1]} columns with a cache of {said}: allowed is the whole conversation, as "
+            "generate() returned it, and the new turn"
+        )
+    answered: Any = SimpleNamespace(sequences=ids[:, :said], past_key_values=cache)
+    return continued(asked, answered, ids[:, said:])
 
 
 def _rebased(model: "PreTrainedModel", arguments: dict[str, Any], removed: int) -> dict[str, int]:
     """Length limits that count the prompt, less the columns removed. max_new_tokens needs nothing."""
     configs = [config for config in (arguments.get("generation_config"), model.generation_config) if config]
+
+    own = arguments.get("max_length")
+    columns = arguments["input_ids"].shape[1]
+    if own is not None and own <= columns and arguments.get("max_new_tokens") is None:
+        raise InvalidInputs(
+            f"max_length={own}: the prompt has {columns} tokens; allowed is more, or max_new_tokens"
+        )
 
     def given(name: str) -> Any:
         values = [arguments.get(name), *(getattr(config, name, None) for config in configs)]
@@ -212,14 +253,3 @@ def _rebased(model: "PreTrainedModel", arguments: dict[str, Any], removed: int) 
         for name, newer in limits.items()
         if given(name) and given(newer) is None
     }
-
-
-def _with_prompt(output: Any, prompt: Tensor, removed: int) -> Any:
-    """``output`` with the full prompt in front of the new tokens."""
-    sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
-    full = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
-    restored = torch.cat([full, sequences[:, prompt.shape[1] - removed :]], dim=1)
-    if isinstance(output, Tensor):
-        return restored
-    output.sequences = restored
-    return output

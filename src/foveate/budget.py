@@ -54,9 +54,11 @@ class Budget:
         Raises:
             InvalidBudget: both or none is given.
         """
-        if (keep is None) == (keep_total is None):
-            raise InvalidBudget(f"keep={keep!r} and keep_total={keep_total!r}: allowed is one of the two")
-        return cls.of(keep) if keep is not None else cls(keep_total or 0, total=True)
+        if keep is not None and keep_total is None:
+            return cls.of(keep)
+        if keep_total is not None and keep is None:
+            return cls(keep_total, total=True)
+        raise InvalidBudget(f"keep={keep!r} and keep_total={keep_total!r}: allowed is one of the two")
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -79,17 +81,28 @@ class Budget:
         k = int(self.keep) if isinstance(self.keep, Integral) else math.floor(self.keep * n + 0.5)
         return min(n, max(1, k))
 
-    def counts(self, sizes: Sequence[int]) -> list[int]:
-        """The tokens to keep of each of a prompt's images, of ``sizes`` tokens.
+    def counts(self, sizes: Sequence[int], least: Sequence[int]) -> list[int]:
+        """The tokens to keep of each of a row's images, of ``sizes`` tokens, of which ``least`` are always kept.
 
         Raises:
-            InvalidBudget: a total of fewer tokens than there are images.
+            InvalidBudget: fewer than are always kept, or a total of fewer than one of each image.
         """
         if not self.total:
-            return [self.count(n) for n in sizes]
+            counts = [self.count(n) for n in sizes]
+            for number, (count, few) in enumerate(zip(counts, least, strict=True)):
+                if count < few:
+                    raise InvalidBudget(
+                        f"{self}: {few} of the {sizes[number]} tokens of the row's image {number + 1} are always "
+                        f"kept; allowed are {few} or more"
+                    )
+            return counts
         if not sizes:
             return []
+        floor = [max(1, few) for few in least]
         count = self.count(sum(sizes))
-        if count < len(sizes):
-            raise InvalidBudget(f"{self}: allowed is 1 for each of the prompt's {len(sizes)} images or more")
-        return shares(count, sizes, least=1)
+        if count < sum(floor):
+            raise InvalidBudget(
+                f"{self}: {floor} tokens of the prompt's {len(sizes)} images are always kept, one at least of "
+                f"each; allowed are {sum(floor)} or more"
+            )
+        return shares(count, sizes, floor)

@@ -25,7 +25,7 @@ def check_method(model: "PreTrainedModel", family: Family, method: Method) -> No
         raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
     if isinstance(method, Resizing) and not family.resizes(model):
         raise UnsupportedModel(
-            f"{type(method).__name__} on {family.name}: its vision tower takes images of one size; "
+            f"{type(method).__name__} on {family.name}: foveate does not resize its images; "
             "supported is llava with a CLIP tower"
         )
 
@@ -33,6 +33,19 @@ def check_method(model: "PreTrainedModel", family: Family, method: Method) -> No
 def has_pixels(inputs: Mapping[str, Any]) -> bool:
     """Whether there is an image or a video to encode."""
     return any(inputs.get(name) is not None for name in PIXELS.values())
+
+
+def with_mask(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """``inputs`` with the mask that generate() infers where none is given and rows are padded."""
+    ids = inputs.get("input_ids")
+    if inputs.get("attention_mask") is not None or not isinstance(ids, Tensor):
+        return dict(inputs)
+    config = inputs.get("generation_config") or model.generation_config
+    pad, end = config.pad_token_id, config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return dict(inputs)
+    return {**inputs, "attention_mask": (ids != pad).long()}
 
 
 def check_inputs(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
@@ -48,8 +61,9 @@ def check_inputs(model: "PreTrainedModel", family: Family, inputs: Mapping[str, 
     _check_leave_out(model, family, inputs)
     _check_pixels(model, family, inputs)
     mask, ids = inputs.get("attention_mask"), inputs["input_ids"]
-    if ids.dim() != 2 or (mask is not None and mask.shape != ids.shape):
-        shapes = f"{tuple(ids.shape)} and {None if mask is None else tuple(mask.shape)}"
+    shape = getattr(mask, "shape", type(mask).__name__)
+    if ids.dim() != 2 or (mask is not None and shape != ids.shape):
+        shapes = f"{tuple(ids.shape)} and {tuple(shape) if isinstance(mask, Tensor) else shape}"
         raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
     if mask is not None:
         hidden = int((placeholders(model, family, ids) & ~mask.bool()).sum())
@@ -64,7 +78,12 @@ def _check_pixels(model: "PreTrainedModel", family: Family, inputs: Mapping[str,
                 f"{name} given to {family.name}: allowed is {' or '.join(family.kinds)}, not {kind}"
             )
     given = [name for name in PIXELS.values() if inputs.get(name) is not None]
-    for name in ("input_ids", *(given or ["pixel_values"])):
+    if not given:
+        raise InvalidInputs(
+            f"no image in the inputs ({', '.join(map(str, inputs)) or 'they are empty'}): allowed is what the "
+            "processor returned for text and images; attach() lets text pass"
+        )
+    for name in ("input_ids", *given):
         if not isinstance(inputs.get(name), Tensor):
             raise InvalidInputs(
                 f"{name} is {type(inputs.get(name)).__name__}: allowed is a tensor, as the processor returns it "

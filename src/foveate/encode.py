@@ -128,11 +128,14 @@ def _encode_kind(
         projector = family.projector(model) if Signal.CLIP_RELEVANCE in signals else None
         states = None if projector is None else stack.enter_context(_input_tap(projector))
         encoder = getattr(base, f"get_{kind}_features")
+        given = _arguments(model, inputs, kind)
         try:
-            output = encoder(**_arguments(model, inputs, kind), return_dict=True)
-        except RuntimeError as error:
-            if not any(parameter.is_meta for parameter in base.parameters()):
+            output = encoder(**given, return_dict=True)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
+            if not any(parameter.is_meta for parameter in base.parameters()):
+                raise InvalidInputs(f"{family.name} cannot encode {_shapes(given)}: {error}") from error
             raise UnsupportedModel(  # such as LLaVA-NeXT's newline: accelerate fetches it for forward alone
                 f"{family.name} with weights offloaded that its encoder needs; stock generate() fails as well: "
                 "leave them on a device"
@@ -160,6 +163,11 @@ def _encode_kind(
 
 def _arguments(model: "PreTrainedModel", inputs: dict[str, Any], kind: str) -> dict[str, Any]:
     return {name: inputs[name] for name in encoder_arguments(model, kind) if name in inputs}
+
+
+def _shapes(arguments: dict[str, Any]) -> str:
+    shapes = {name: list(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)}
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
 def _entries(features: Any) -> list[Tensor]:

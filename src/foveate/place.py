@@ -9,7 +9,6 @@ from torch import Tensor
 
 from foveate.budget import Budget
 from foveate.encode import Encoded, encode_resized, placeholder_id, placeholders
-from foveate.errors import InvalidBudget
 from foveate.families import IMAGE, VIDEO, Family
 from foveate.methods import Merging, Method, Resizing
 from foveate.share import shares
@@ -58,13 +57,9 @@ def choose(
         InvalidBudget: fewer than are always kept.
     """
     at_the_end = _images_at_the_end(family, model, prompt, encoded)
-    counts = _counts(encoded, budget)
     orders = []
-    for index, (tokens, k) in enumerate(zip(encoded.images, counts, strict=True)):
+    for index, (tokens, k) in enumerate(zip(encoded.images, _counts(encoded, budget, at_the_end), strict=True)):
         hold = index in at_the_end
-        least = int(tokens.locked.sum()) + hold
-        if k < least:
-            raise InvalidBudget(f"{budget}: {least} tokens of this {encoded.kinds[index]} are always kept")
         frames = per_frame and encoded.kinds[index] == VIDEO
         orders.append(_order(index, tokens, ranking, k, hold, frames))
     return orders
@@ -106,12 +101,18 @@ def place(
     return placed
 
 
-def _counts(encoded: Encoded, budget: Budget) -> list[int]:
-    """The budget of each image; a total is shared within a row."""
+def _counts(encoded: Encoded, budget: Budget, at_the_end: set[int]) -> list[int]:
+    """The budget of each image; a total is shared within a row.
+
+    Raises:
+        InvalidBudget: fewer than are always kept: locked rows, and the last token of the prompt.
+    """
     counts = [0] * len(encoded.images)
     for row in set(encoded.rows):
         which = [index for index, owner in enumerate(encoded.rows) if owner == row]
-        shared = budget.counts([len(encoded.images[index].features) for index in which])
+        images = [(index, encoded.images[index].locked) for index in which]
+        least = [int(locked.sum()) + (index in at_the_end and not bool(locked[-1])) for index, locked in images]
+        shared = budget.counts([len(locked) for _, locked in images], least)
         for index, count in zip(which, shared, strict=True):
             counts[index] = count
     return counts

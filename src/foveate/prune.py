@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate.budget import Budget
-from foveate.check import check_inputs, check_method
+from foveate.check import check_inputs, check_method, with_mask
 from foveate.encode import Encoded, encode
 from foveate.errors import InvalidOption
 from foveate.families import Family, family_of
@@ -50,8 +50,8 @@ def prune(
     Args:
         model: a supported vision-language model, stock and unpatched; PEFT's and compiled ones are looked into.
         inputs: what the model's processor returned: ``input_ids [B, L]``, ``pixel_values`` or
-            ``pixel_values_videos``, and where rows are padded ``attention_mask [B, L]``. Several images per
-            row, and rows without, are fine.
+            ``pixel_values_videos``, and where rows are padded ``attention_mask [B, L]`` (else it is told as by
+            generate(), from the id of padding). Several images per row, and rows without, are fine.
         method: such as `foveate.SPARE()`.
         keep: per image (all its tiles) or video (all its frames): a count (64) or a fraction (0.11). More than
             there are keeps all. Rows that are always kept count.
@@ -78,10 +78,11 @@ def prune(
         MissingSignal: the method needs a signal that is not to be had; raised before any work.
     """
     settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
+    inner = unwrap(model)
     with torch.no_grad():
         return prune_with_grad(
-            unwrap(model),
-            inputs,
+            inner,
+            with_mask(inner, inputs) if isinstance(inputs, Mapping) else inputs,
             method,
             settings,
             question=question,

@@ -102,6 +102,11 @@ class Pruned(Mapping[str, Any]):
         """
         return self._shrunk.rope_deltas
 
+    @property
+    def columns(self) -> int:
+        """How many columns the prompt had before: what `attach` puts back in front of an answer."""
+        return self._shrunk.columns
+
     def detached(self) -> "Pruned":
         """The same without the graph that gradients would flow through."""
         return replace(self, _shrunk=self._shrunk.detached())

@@ -28,7 +28,9 @@ def tokenizer_for(model: "PreTrainedModel", processor: Any) -> "PreTrainedTokeni
     else:
         tokenizer = getattr(processor, "tokenizer", processor)
         if not hasattr(tokenizer, "all_special_tokens"):
-            raise InvalidOption(f"processor={processor!r}: allowed are the model's processor or its tokenizer")
+            raise InvalidOption(
+                f"processor of type {type(processor).__name__}: allowed are the model's processor or its tokenizer"
+            )
     if tokenizer is not None and not tokenizer.is_fast:
         raise MissingSignal(f"{type(tokenizer).__name__} gives no token offsets: a fast tokenizer is needed")
     return tokenizer
@@ -40,6 +42,7 @@ def clip_for(model: "PreTrainedModel", clip: "CLIPModel | str | Path | None") ->
     A folder ``clip`` in the checkpoint's folder counts as beside it.
 
     Raises:
+        InvalidOption: ``clip`` is none of these.
         MissingSignal: none can be loaded, it has no tokenizer, or it is not this vision tower's.
     """
     if clip is None:
@@ -47,6 +50,10 @@ def clip_for(model: "PreTrainedModel", clip: "CLIPModel | str | Path | None") ->
         if not (beside / "config.json").is_file():
             return None
         clip = beside
+    from transformers import CLIPModel
+
+    if not isinstance(clip, (str, Path, CLIPModel)):
+        raise InvalidOption(f"clip={clip!r}: allowed are a CLIPModel, a path or an id")
     pair = _load_clip(str(clip), str(_device(model))) if isinstance(clip, (str, Path)) else clip
     width, own = pair.config.vision_config.hidden_size, model.config.vision_config.hidden_size
     if width != own:
@@ -71,7 +78,8 @@ def questions_of(
     if isinstance(question, str):
         return [question] * len(input_ids)
     if question is not None:
-        if len(question) != len(input_ids) or not all(isinstance(text, str) for text in question):
+        several = isinstance(question, (list, tuple)) and len(question) == len(input_ids)
+        if not several or not all(isinstance(text, str) for text in question):
             raise InvalidInputs(f"question={question!r}: allowed is a text, or one per row ({len(input_ids)})")
         return list(question)
     shown = ~placeholders

@@ -48,11 +48,13 @@ class Shrunk(Mapping[str, Any]):
         tensors: all other arguments.
         features: by kind, ``image`` or ``video``.
         rope_deltas: ``[B, 1]``, how far the next position is ahead of the number of tokens before it.
+        columns: how many columns the prompt had before.
     """
 
     tensors: dict[str, Any]
     features: dict[str, Features]
     rope_deltas: Tensor
+    columns: int
 
     def __getitem__(self, key: str) -> Any:
         if key == "mm_encoder_outputs":
@@ -103,13 +105,11 @@ def shrink(
     axes = family.positions(model, dict(inputs))  # [axes, B, L], or None
     even = bool((stays.sum(dim=1) == stays.sum(dim=1).amax()).all())
     guard = positions == "original" and axes is None and even
-    fill = {
-        "input_ids": _pad_id(model, placeholders(model, family, input_ids), input_ids),
-        "labels": LABEL_IGNORED,
-    }
+    stands = placeholders(model, family, input_ids)
+    own = _fill(input_ids, attended.bool(), stands, _pad_id(model, stands, input_ids))
     consumed = {name for kind in family.kinds for name in encoder_arguments(model, kind)}
     cut = {
-        name: _cut(value, stays, fill.get(name, 0), on_left, guard)
+        name: _cut(value, stays, LABEL_IGNORED if name == "labels" else 0, on_left, guard)
         for name, value in inputs.items()
         if isinstance(value, Tensor) and value.shape == input_ids.shape
     }
@@ -123,10 +123,11 @@ def shrink(
         ids = torch.stack([counted, *(_cut(axis, stays, 0, on_left, guard) for axis in axes)])
     else:
         ids = counted if axes is None else counted.expand(len(axes) + 1, *counted.shape)
+    cut["input_ids"] = torch.where(mask.bool(), cut["input_ids"], own[:, None])
     tensors = {**rest, **cut, "attention_mask": mask, "position_ids": ids}
     latest = ids if axes is None else ids[1:].amax(dim=0)
     deltas = latest.masked_fill(mask == 0, 0).amax(dim=1, keepdim=True) + 1 - mask.sum(dim=1, keepdim=True)
-    return Shrunk(tensors, _features(encoded, kept, features), deltas)
+    return Shrunk(tensors, _features(encoded, kept, features), deltas, input_ids.shape[1])
 
 
 def _columns_that_stay(
@@ -160,6 +161,16 @@ def _cut(values: Tensor, stays: Tensor, fill: int, on_left: bool, guard: bool) -
 def _position_ids(mask: Tensor) -> Tensor:
     """Position ids as transformers derives them from a mask: counting attended columns."""
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _fill(input_ids: Tensor, attended: Tensor, stands: Tensor, pad_id: int) -> Tensor:
+    """``[B]``, the id of each row's masked columns: of padding where it has some, else one that it has.
+
+    Penalties on repeated tokens count masked columns: the id of padding is often that of the end.
+    """
+    text = attended & ~stands
+    first = input_ids.gather(1, text.int().argmax(dim=1, keepdim=True))[:, 0]
+    return torch.where(attended.all(dim=1) & text.any(dim=1), first, pad_id)
 
 
 def _pad_id(model: "PreTrainedModel", flags: Tensor, input_ids: Tensor) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from foveate.encode import Encoded, placeholders
-from foveate.errors import MissingSignal
+from foveate.errors import MissingSignal, UnsupportedModel
 from foveate.families import Family
 from foveate.methods.base import Method
 from foveate.relevance import clip_for, clip_relevance, noun_embeddings, questions_of, tokenizer_for
@@ -55,10 +55,13 @@ class Source:
 
         Raises:
             MissingSignal: a needed signal is not to be had.
+            UnsupportedModel: a CLIP pair is given that cannot be used.
         """
         asked = method.needs | method.wants
         tokenizer = tokenizer_for(model, processor) if asked & TEXT else None
         patches = family.projector(model) is not None
+        if clip is not None and not patches and Signal.CLIP_RELEVANCE in asked:
+            raise UnsupportedModel(f"clip={clip!r} with {family.name}: supported is llava with a CLIP tower")
         pair = clip_for(model, clip) if Signal.CLIP_RELEVANCE in asked and patches else None
         tapped = all(family.attention(model, kind) is not None for kind in family.kinds)
         has = {

@@ -45,7 +45,7 @@ def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
 
     Raises:
         UnsupportedModel: there is none; the message lists the supported ones.
-        InvalidOption: ``asked`` is neither None nor ``generic``.
+        InvalidOption: ``asked`` is neither None nor ``generic``, or there is a family.
     """
     if asked not in (None, GENERIC):
         raise InvalidOption(f"family={asked!r}: allowed are None and {GENERIC!r}")
@@ -58,12 +58,15 @@ def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot generate: allowed is a model for conditional generation"
         )
-    if asked == GENERIC:
-        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-            raise UnsupportedModel(f"model type {kind!r}: its forward does not take mm_encoder_outputs")
-        return Generic()
+    if asked == GENERIC and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedModel(f"model type {kind!r}: its forward does not take mm_encoder_outputs")
     family = FAMILIES.get(kind)
-    if family is None or (family.towers and tower not in family.towers):
+    proven = family is not None and (not family.towers or tower in family.towers)
+    if asked == GENERIC:
+        if proven:
+            raise InvalidOption(f"family={GENERIC!r} for model type {kind!r}: allowed is None, it has a family")
+        return Generic()
+    if family is None or not proven:
         known = ", ".join(
             f"{name} ({' or '.join(f.towers)})" if f.towers else name for name, f in FAMILIES.items()
         )

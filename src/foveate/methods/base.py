@@ -74,14 +74,20 @@ def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
         raise InvalidOption(f"{name}={value!r}: allowed are {', '.join(map(repr, choices))}")
 
 
-def at_least_zero(name: str, value: float) -> None:
+def at_least_zero(name: str, value: float, otherwise: str = "") -> None:
     """Check a number.
+
+    Args:
+        name: of the option.
+        value: its value.
+        otherwise: a word that is allowed as well, for the message.
 
     Raises:
         InvalidOption: ``value`` is not a finite number of 0 or more.
     """
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise InvalidOption(f"{name}={value!r}: allowed is a finite number of 0 or more")
+        words = f", or {otherwise!r}" if otherwise else ""
+        raise InvalidOption(f"{name}={value!r}: allowed is a finite number of 0 or more{words}")
 
 
 def above_zero(name: str, value: float) -> None:

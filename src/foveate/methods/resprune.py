@@ -53,7 +53,7 @@ class ResPrune(Method):
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, str) and self.alpha == "auto"):
-            at_least_zero("alpha", self.alpha)
+            at_least_zero("alpha", self.alpha, otherwise="auto")
         one_of("pool", self.pool, POOLS)
         one_of("seed", self.seed, ("auto", "cls", "norm", "none"))
         one_of("rows", self.rows, ROWS)
