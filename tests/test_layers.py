@@ -33,8 +33,10 @@ ALLOWED = {
     "pruned": BASE | {"families", "select", "methods", "shrink"},
     "prune": CORE,
     "full_prompt": set(),
-    "attach": BASE
-    | {"families", "methods", "check", "prune", "pruned", "settings", "unwrap", "full_prompt", "turns"},
+    "parts": BASE | {"methods"},
+    "layer_attention": {"errors"},
+    "dropping": BASE | {"families", "methods", "encode", "pruned", "layer_attention"},
+    "attach": CORE | {"prune", "full_prompt", "turns", "parts", "dropping"},
     "turns": BASE | {"pruned"},
     "mini": {"errors"},
     "draw": BASE | {"families"},

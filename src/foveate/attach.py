@@ -3,8 +3,8 @@
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from foveate.budget import Budget
 from foveate.check import check_method, has_pixels, with_mask
-from foveate.errors import InvalidInputs
+from foveate.dropping import Dropping
+from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
 from foveate.full_prompt import FullPrompt
-from foveate.methods.base import Method
+from foveate.methods import Compose, Inside, Method
+from foveate.parts import Parts
 from foveate.prune import prune_with_grad
 from foveate.pruned import Pruned
 from foveate.settings import Settings
@@ -35,27 +37,47 @@ class Attached:
 
     Attributes:
         last: the newest `Pruned`, from whichever thread; None before the first prompt with images.
+        dropped: what its language model drops, where the method acts there.
     """
 
-    method: Method
+    method: "Method | Inside | Compose"
     settings: Settings
     sources: dict[str, Any]
     last: Pruned | None = field(default=None, repr=False)
+    dropped: Dropping | None = field(default=None, repr=False)
+    _parts: Parts = field(kw_only=True, repr=False)
+
+    @property
+    def acts_inside(self) -> bool:
+        """Whether the method drops inside the language model."""
+        return bool(self._parts.inside)
 
     def prune(self, model: "PreTrainedModel", inputs: dict[str, Any]) -> Pruned:
         """Prune one prompt, and remember it (without its gradients)."""
-        pruned = prune_with_grad(model, inputs, self.method, self.settings, **self.sources)
+        pruned = prune_with_grad(model, inputs, self._parts.prompt, self.settings, **self.sources)
         self.last = pruned.detached()
         return pruned
+
+    @contextmanager
+    def dropping(self, model: "PreTrainedModel", pruned: Pruned) -> Iterator[Dropping | None]:
+        """Drop inside the language model what the method does, in this thread's passes inside the block."""
+        if not self._parts.inside:
+            yield None
+            return
+        dropped = Dropping(model, family_of(model, self.sources["family"]), pruned, self._parts.inside)
+        with dropped.hooked():
+            yield dropped
+        told = replace(pruned.report, tokens_per_layer=dropped.tokens_per_layer)
+        self.last, self.dropped = replace(pruned.detached(), report=told), dropped
 
 
 @contextmanager
 def attach(
     model: "PreTrainedModel",
-    method: Method,
+    method: "Method | Inside | Compose",
     *,
-    keep: int | float | Budget | None = None,
-    keep_total: int | float | None = None,
+    keep: int | float | Budget | Sequence[int | float | Budget | None] | None = None,
+    keep_total: int | float | Sequence[int | float | None] | None = None,
     positions: str = "original",
     per_frame: bool = False,
     question: str | Sequence[str] | None = None,
@@ -77,8 +99,9 @@ def attach(
 
     Args:
         model: the model instance to attach to; its class and other instances are untouched.
-        method: as `prune`'s, like all that follow.
-        keep: per image or video, a count or a fraction.
+        method: as `prune`'s, like all that follow; or one that acts inside the language model, such as
+            `foveate.FastV()`; or a `foveate.Compose` of both kinds.
+        keep: per image or video, a count or a fraction; of a Compose, one for each of its parts.
         keep_total: instead, for all of a row together.
         positions: ``original`` or ``compact``.
         per_frame: whether each frame of a video is ranked by itself.
@@ -94,10 +117,11 @@ def attach(
         UnsupportedModel, InvalidBudget, InvalidOption: at once. The errors of `prune`: when called.
     """
     model = unwrap(model)
-    check_method(model, family_of(model, family), method)
-    settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
+    parts = Parts.of(method, keep, keep_total)
+    check_method(model, family_of(model, family), parts.prompt)
+    settings = Settings(parts.budget, positions, per_frame)
     sources = {"question": question, "processor": processor, "clip": clip, "family": family}
-    attached = Attached(method, settings, sources)
+    attached = Attached(method, settings, sources, _parts=parts)
     _enter(model, attached)
     try:
         yield attached
@@ -111,7 +135,7 @@ class _Installation:
 
     stack: list[Attached]
     own_generate: Any  # the instance's own attribute before, or _ABSENT
-    hook: Any
+    hooks: list[Any]
 
 
 # What generate() is given for the text of a prompt; pruned ones bring their own.
@@ -119,8 +143,10 @@ TEXT = ("input_ids", "attention_mask", "position_ids", "cache_position", *PER_TO
 
 _ABSENT = object()
 _LOCK = threading.Lock()
-_INSIDE = threading.local()  # .generate: whether this thread is in a pruned generate already
-_ASKED: "WeakKeyDictionary[Any, Turn]" = WeakKeyDictionary()  # by cache: the pruned prompts that filled it
+# .generate: whether this thread is in a pruned generate already; .forward: what ends with its forward
+_INSIDE = threading.local()
+# By cache: the pruned prompt that filled it, and what the language model dropped of it.
+_ASKED: "WeakKeyDictionary[Any, tuple[Turn, Dropping | None]]" = WeakKeyDictionary()
 _INSTALLED: "WeakKeyDictionary[PreTrainedModel, _Installation]" = WeakKeyDictionary()
 
 
@@ -129,8 +155,11 @@ def _enter(model: "PreTrainedModel", attached: Attached) -> None:
         if model not in _INSTALLED:
             stack: list[Attached] = []
             own = model.__dict__.get("generate", _ABSENT)
-            hook = model.register_forward_pre_hook(_pruning_hook(model, stack), with_kwargs=True)
-            _INSTALLED[model] = _Installation(stack, own, hook)
+            hooks = [
+                model.register_forward_pre_hook(_pruning_hook(model, stack), with_kwargs=True),
+                model.register_forward_hook(_closing_hook, always_call=True),
+            ]
+            _INSTALLED[model] = _Installation(stack, own, hooks)
             model.__dict__["generate"] = _pruning_generate(model, model.generate, stack)
         _INSTALLED[model].stack.append(attached)
 
@@ -141,7 +170,8 @@ def _leave(model: "PreTrainedModel", attached: Attached) -> None:
         installation.stack.remove(attached)
         if installation.stack:
             return
-        installation.hook.remove()
+        for hook in installation.hooks:
+            hook.remove()
         if installation.own_generate is _ABSENT:
             del model.__dict__["generate"]
         else:
@@ -157,7 +187,11 @@ def _parameters(function: Any) -> list[str]:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _prune_uncompiled(attached: Attached, model: "PreTrainedModel", arguments: dict[str, Any]) -> dict[str, Any]:
     """Tracing what depends on the values of tensors would cost far more than it could save."""
-    return dict(attached.prune(model, arguments))
+    _check_inside(attached, arguments)
+    pruned = attached.prune(model, arguments)
+    _INSIDE.forward = ExitStack()
+    _INSIDE.forward.enter_context(attached.dropping(model, pruned))
+    return dict(pruned)
 
 
 def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
@@ -176,6 +210,12 @@ def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
     return hook
 
 
+def _closing_hook(model: "PreTrainedModel", args: tuple[Any, ...], output: Any) -> None:
+    block = _INSIDE.__dict__.pop("forward", None)
+    if block is not None:
+        block.close()
+
+
 def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attached]) -> Any:
     names = _parameters(type(model).generate)
 
@@ -192,11 +232,15 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
                 "mm_encoder_outputs while pruning is attached: pass the pixels, or leave the block"
             )
         if newest and has_pixels(arguments):
+            _check_inside(newest[0], arguments)
             unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
             with torch.no_grad():  # generate's own no_grad begins later
-                asked: Pruned | Turn = newest[0].prune(model, with_mask(model, arguments))
+                pruned = newest[0].prune(model, with_mask(model, arguments))
+            asked: Pruned | Turn = pruned
+            block = newest[0].dropping(model, pruned)
         elif newest and arguments.get("past_key_values") in _ASKED:
-            asked = _next_turn(arguments)
+            asked, earlier = _next_turn(arguments)
+            block = _again(earlier)
         else:
             return generate(**arguments)
         prompt: Tensor = arguments["input_ids"]
@@ -207,21 +251,30 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
         limits = _rebased(model, arguments, prompt.shape[1] - width)
         _INSIDE.generate = True
         try:
-            output = generate(**{**options, **asked, **limits, **full.shown(arguments)})
+            with block as dropped:
+                steps = {} if dropped is None else {"disable_compile": True}  # hooks keep account of what is left
+                output = generate(**{**options, **asked, **limits, **steps, **full.shown(arguments)})
         finally:
             _INSIDE.generate = inside
         cache = getattr(output, "past_key_values", None) or arguments.get("past_key_values")
         if cache is not None:
-            _ASKED[cache] = asked if isinstance(asked, Turn) else Turn.first(asked)
+            _ASKED[cache] = (asked if isinstance(asked, Turn) else Turn.first(asked)), dropped
         return full.output(output)
 
     return pruned_generate
 
 
-def _next_turn(arguments: dict[str, Any]) -> Turn:
+@contextmanager
+def _again(dropped: Dropping | None) -> Iterator[Dropping | None]:
+    """What the language model dropped of a conversation's first turn stays dropped."""
+    with nullcontext() if dropped is None else dropped.hooked():
+        yield dropped
+
+
+def _next_turn(arguments: dict[str, Any]) -> "tuple[Turn, Dropping | None]":
     """A text turn on the cache of a pruned prompt, asked as of stock: with the whole conversation's ids."""
     cache, ids = arguments["past_key_values"], arguments["input_ids"]
-    asked = _ASKED[cache]
+    asked, dropped = _ASKED[cache]
     said = asked.columns + int(cache.get_seq_length()) + 1 - asked["input_ids"].shape[1]
     if ids.shape[1] <= said:
         raise InvalidInputs(
@@ -229,7 +282,21 @@ def _next_turn(arguments: dict[str, Any]) -> Turn:
             "generate() returned it, and the new turn"
         )
     answered: Any = SimpleNamespace(sequences=ids[:, :said], past_key_values=cache)
-    return continued(asked, answered, ids[:, said:])
+    return continued(asked, answered, ids[:, said:]), dropped
+
+
+def _check_inside(attached: Attached, arguments: dict[str, Any]) -> None:
+    """Refuse what does not go with dropping inside the language model.
+
+    Raises:
+        InvalidOption: an option of generate() that takes tokens back, or reads the prompt in parts; labels.
+    """
+    config = arguments.get("generation_config")
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size", "labels"):
+        if attached.acts_inside and (arguments.get(name) or getattr(config, name, None)) is not None:
+            raise InvalidOption(
+                f"{name} with {attached.method!r}: allowed with methods that prune the prompt alone"
+            )
 
 
 def _rebased(model: "PreTrainedModel", arguments: dict[str, Any], removed: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from foveate.encode import encoder_arguments, placeholders
 from foveate.errors import InvalidInputs, InvalidOption, UnsupportedModel
 from foveate.families import PIXELS, Family
-from foveate.methods import Method, Resizing
+from foveate.methods import Compose, Inside, Method, Resizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +21,10 @@ def check_method(model: "PreTrainedModel", family: Family, method: Method) -> No
         InvalidOption: a class, a name, anything else.
         UnsupportedModel: the family cannot resize images.
     """
+    if isinstance(method, (Inside, Compose)):
+        raise InvalidOption(
+            f"{method!r} acts inside the language model, which a prompt cannot carry: allowed with foveate.attach"
+        )
     if not isinstance(method, Method):
         raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
     if isinstance(method, Resizing) and not family.resizes(model):

@@ -171,6 +171,7 @@ class Prepared:
             placed = [features[order.argsort()] for features, order in zip(placed, orders, strict=True)]
         with _timed(seconds, "shrink", self._model):
             shrunk = shrink(self._model, self._family, self._prompt, encoded, kept, placed, settings.positions)
+        depth = self._model.config.get_text_config().num_hidden_layers
         report = Report(
             tokens_before=[len(tokens.features) for tokens in images],
             tokens_after=[len(indices) for indices in kept],
@@ -179,6 +180,7 @@ class Prepared:
             seconds=seconds,
             tagger=self._tagger if Signal.QUESTION in needs else None,
             method=settled,
+            tokens_per_layer=[[len(indices)] * depth for indices in kept],
             _features=[tokens.features.detach() for tokens in images],
             _placed=[features.detach() for features in placed],
         )

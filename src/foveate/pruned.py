@@ -27,6 +27,7 @@ class Report:
             encoding of a smaller image), ``shrink``.
         tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
         method: the method with its ``auto`` options decided.
+        tokens_per_layer: of each image, the tokens that each layer of the language model works on.
     """
 
     tokens_before: list[int]
@@ -36,6 +37,7 @@ class Report:
     seconds: dict[str, float]
     tagger: str | None
     method: Method
+    tokens_per_layer: list[list[int]]
     _features: list[Tensor] = field(repr=False)
     _placed: list[Tensor] = field(repr=False)
 
@@ -66,6 +68,7 @@ class Pruned(Mapping[str, Any]):
         rows: the batch row of each image.
         kinds: ``image`` or ``video``; all images of a prompt come first, then its videos.
         report: counts, seconds, energies.
+        locked: per image ``[N]`` bool, rows that are always kept.
     """
 
     kept: list[Tensor]
@@ -75,14 +78,14 @@ class Pruned(Mapping[str, Any]):
     kinds: list[str]
     report: Report
     _family: Family = field(repr=False)
-    _locked: list[Tensor] = field(repr=False)
+    locked: list[Tensor] = field(repr=False)
     _shrunk: Shrunk = field(repr=False)
 
     def kept_in_grids(self, image: int) -> list[Tensor]:
         """For each of an image's grids, the raster indices of the tokens kept in it; locked rows are in none."""
-        flags = torch.zeros(len(self._locked[image]), dtype=torch.bool, device=self.kept[image].device)
+        flags = torch.zeros(len(self.locked[image]), dtype=torch.bool, device=self.kept[image].device)
         flags[self.kept[image]] = True
-        free = flags[~self._locked[image]]
+        free = flags[~self.locked[image]]
         return [part.nonzero().flatten() for part in torch.split(free, [h * w for h, w in self.grids[image]])]
 
     def views(self, image: int, size: tuple[int, int]) -> list[View]:

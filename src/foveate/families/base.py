@@ -32,6 +32,7 @@ class Family:
         requires: by kind, inputs without which the encoder runs but the tokens' places are unknown.
         tokens: how the tokens of an image lie, for people.
         locks: what is locked, for people.
+        drops_inside: whether tokens can be dropped between layers: the language model reads left to right.
         grid_names: what the grids of an image are, in order.
     """
 
@@ -42,6 +43,7 @@ class Family:
     requires: ClassVar[dict[str, tuple[str, ...]]] = {}
     tokens: ClassVar[str]
     locks: ClassVar[str] = "nothing"
+    drops_inside: ClassVar[bool] = True
     grid_names: ClassVar[tuple[str, ...]] = ("image", "tiles")
 
     def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:

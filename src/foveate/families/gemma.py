@@ -17,6 +17,7 @@ class PaliGemma(Family):
 
     name = "PaliGemma"
     towers = ("siglip_vision_model",)
+    drops_inside = False
     tokens = "a square of patches"
 
     def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
@@ -44,6 +45,7 @@ class Gemma4(Family):
     name = "Gemma 4"
     towers = ("gemma4_vision",)
     requires: ClassVar = {IMAGE: ("image_position_ids",)}
+    drops_inside = False
     tokens = "the image's own height x width of patches, pooled in squares of `pooling_kernel_size`"
 
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:

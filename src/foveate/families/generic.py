@@ -18,6 +18,7 @@ class Generic(Family):
     name = "generic"
     kinds = (IMAGE, VIDEO)
     tokens = "one line"
+    drops_inside = False
 
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""

@@ -1,15 +1,20 @@
 """The methods: one paper per file, and the table by which all else finds them."""
 
 from foveate.methods.base import Method
+from foveate.methods.compose import Compose
 from foveate.methods.downsample import DownsampledImage
+from foveate.methods.fastv import FastV
+from foveate.methods.inside import Inside
 from foveate.methods.merging import Merging, Resizing
 from foveate.methods.norm import NormTopK
 from foveate.methods.pool import AveragePool
+from foveate.methods.pyramiddrop import PyramidDrop
 from foveate.methods.random import Random
 from foveate.methods.relevance_top_k import RelevanceTopK
 from foveate.methods.resprune import ResPrune
 from foveate.methods.rrqr import RRQR
 from foveate.methods.spare import SPARE
+from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.uniform import UniformGrid
 
 METHODS: dict[str, type[Method]] = {
@@ -24,18 +29,27 @@ METHODS: dict[str, type[Method]] = {
     "relevance": RelevanceTopK,
 }
 
+# Those that drop inside the language model: with `attach` alone.
+INSIDE: dict[str, type[Inside]] = {"fastv": FastV, "pyramiddrop": PyramidDrop, "sparsevlm": SparseVLM}
+
 __all__ = [
+    "INSIDE",
     "METHODS",
     "RRQR",
     "SPARE",
     "AveragePool",
+    "Compose",
     "DownsampledImage",
+    "FastV",
+    "Inside",
     "Merging",
     "Method",
     "NormTopK",
+    "PyramidDrop",
     "Random",
     "RelevanceTopK",
     "ResPrune",
     "Resizing",
+    "SparseVLM",
     "UniformGrid",
 ]

@@ -99,3 +99,15 @@ def above_zero(name: str, value: float) -> None:
     at_least_zero(name, value)
     if value == 0:
         raise InvalidOption(f"{name}={value!r}: allowed is a finite number above 0")
+
+
+def layer_index(name: str, value: int, least: int = 1, depth: int | None = None) -> None:
+    """Check the index of a decoder layer.
+
+    Raises:
+        InvalidOption: ``value`` is not an int of ``least`` or more, or not below ``depth``.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (depth is not None and value >= depth):
+        limit = f"{least} or more" if depth is None else f"{least} to {depth - 1}, this language model's"
+        raise InvalidOption(f"{name}={value!r}: allowed are layers {limit}")

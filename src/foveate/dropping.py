@@ -1,0 +1,423 @@
+"""Inside a block, decoder layers are given fewer visual tokens the deeper they are, and keep shorter caches.
+
+Layers are given states, positions and masks; pre-hooks cut all three to the columns that are left. Nothing else
+changes: a later layer stores fewer keys, and what is generated is masked by what its layer has stored.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foveate.budget import Budget
+from foveate.encode import placeholder_id, placeholders
+from foveate.errors import InvalidBudget, UnsupportedModel
+from foveate.families import Family
+from foveate.layer_attention import attention_paid
+from foveate.methods.base import top
+from foveate.methods.inside import Inside
+from foveate.pruned import Pruned
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """The tokens of one image or video as they enter the language model.
+
+    Attributes:
+        row: of the batch.
+        columns: ``[k]``, ascending columns of the prompt.
+        held: ``[k]`` bool, those that are never dropped.
+    """
+
+    row: int
+    columns: Tensor
+    held: Tensor
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Before a layer: how many tokens of each image it is given, ranked by the attention of layer ``hears``."""
+
+    method: Inside
+    layer: int
+    hears: int
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """The prompt from one drop on.
+
+    Attributes:
+        columns: ``[B, W]`` of the prompt, ascending, padded on the prompt's side.
+        real: ``[B, W]`` bool, those that are no padding.
+        within: ``[B, W]``, where they are among the columns before the drop.
+    """
+
+    columns: Tensor
+    real: Tensor
+    within: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dropped:
+    """What a drop took of an image, so that another pass takes it again: columns among those before the drop."""
+
+    row: int
+    columns: Tensor
+    scores: Tensor
+
+
+@dataclass(eq=False)
+class _Pass:
+    """One pass through the language model.
+
+    Attributes:
+        cache: or None.
+        width: columns of the prompt and of what is generated, of all that was seen.
+        cached: how many of them were seen in a pass before.
+        entering: ``[B, L, D]``, what enters the first layer.
+        deepstack: per layer ``[n, D]``, what is added behind it at the ``visual [B, L]`` columns.
+        scores: what was heard for the next drop, ``[B, W]``.
+        mask: of the layers since the latest drop.
+    """
+
+    cache: Any
+    width: int
+    cached: int
+    entering: Tensor
+    deepstack: Sequence[Tensor]
+    visual: Tensor | None
+    scores: Tensor | None = None
+    mask: Any = field(default=None, repr=False)
+
+
+class Dropping:
+    """The drops of one prompt, and what is left where.
+
+    Args:
+        model: unwrapped.
+        family: its family.
+        pruned: the prompt as it enters the language model.
+        parts: methods with their budgets.
+
+    Raises:
+        UnsupportedModel: layers that do not attend to all that is before, or a family whose tokens look ahead.
+        InvalidBudget: fewer than are always kept, or more at a later drop than at an earlier one.
+        InvalidOption: a layer that is not there.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Sequence[tuple[Inside, Budget]]
+    ) -> None:
+        self._decoder: Any = _decoder(model, family)
+        self._images = _images(model, family, pruned)
+        self._mask = pruned["attention_mask"].bool()
+        self._text = self._mask & ~placeholders(model, family, pruned["input_ids"])
+        self._on_left = bool(self._mask[:, -1].all())
+        self._drops = _drops(len(self._decoder.layers), self._images, parts)
+        self._left: dict[int, Left] = {}
+        self._kept: dict[int, list[Tensor]] = {}
+        self._dropped: dict[int, list[Dropped]] = {}
+        self._thread = threading.get_ident()
+        self._pass: _Pass | None = None
+
+    @property
+    def kept(self) -> dict[int, list[Tensor]]:
+        """By layer that tokens were dropped before, per image: ascending indices left of those that entered."""
+        return self._kept
+
+    @property
+    def tokens_per_layer(self) -> list[list[int]]:
+        """Per image, the tokens each layer is given, with what stands for dropped ones; before a pass, without."""
+        found = []
+        for number, image in enumerate(self._images):
+            count, counts = len(image.columns), []
+            for layer in range(len(self._decoder.layers)):
+                if layer in self._kept:
+                    count = len(self._kept[layer][number])
+                elif layer in self._drops:
+                    count = self._drops[layer].counts[number]
+                counts.append(count)
+            found.append(counts)
+        return found
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Drop in this thread's passes through the language model."""
+        self._thread = threading.get_ident()
+        handles = [self._decoder.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        for index, layer in enumerate(self._decoder.layers):
+            handles.append(layer.register_forward_pre_hook(self._before(index), with_kwargs=True))
+            handles.append(layer.register_forward_hook(self._behind(index)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._pass = None
+
+    def _begin(self, module: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:
+        if options is None or threading.get_ident() != self._thread:
+            return None
+        entering, cache = options["inputs_embeds"], options.get("past_key_values")
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        layers = options.get("deepstack_visual_embeds")
+        deepstack = [] if layers is None else list(layers)
+        self._pass = _Pass(
+            cache, cached + entering.shape[1], cached, entering, deepstack, options.get("visual_pos_masks")
+        )
+        return (arguments, {**options, "deepstack_visual_embeds": None}) if deepstack else None
+
+    def _before(self, index: int) -> Any:
+        """The pre-hook of a layer."""
+
+        def hook(layer: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:
+            now = self._pass
+            if options is None or now is None or threading.get_ident() != self._thread:
+                return None
+            states = arguments[0] if arguments else options["hidden_states"]
+            options = {name: value for name, value in options.items() if name != "hidden_states"}
+            given = self._cut(now, index - 1, states, options)
+            drop, following = self._drops.get(index), self._drops.get(index + 1)
+            if drop is not None:
+                if now.cached == 0:
+                    if drop.hears == index:
+                        self._hear(now, index - 1, drop.method, layer, states, given)
+                    states = self._shorter(now, drop, states)
+                now.mask = None
+                given = self._cut(now, index, states, options)
+            if following is not None and following.hears == index and now.cached == 0:
+                self._hear(now, index, following.method, layer, states, given)
+            return (states, *arguments[1:]), given
+
+        return hook
+
+    def _behind(self, index: int) -> Any:
+        """The hook that adds to visual states what deepstack adds behind a layer."""
+
+        def hook(layer: Any, arguments: tuple[Any, ...], output: Any) -> Any:
+            now = self._pass
+            if now is None or index >= len(now.deepstack) or threading.get_ident() != self._thread:
+                return None
+            assert now.visual is not None
+            visual, left = now.visual.to(output.device), self._at(index)
+            order = (visual.flatten().cumsum(dim=0) - 1).view_as(visual)
+            if left is not None:
+                columns, real = self._extended(now, left, len(visual))
+                visual = torch.take_along_dim(visual, columns, dim=1) & real
+                order = torch.take_along_dim(order, columns, dim=1)
+            added = now.deepstack[index].to(output.device, output.dtype)[order[visual]]
+            states = output.clone()
+            states[visual] += added
+            return states
+
+        return hook
+
+    def _at(self, index: int) -> Left | None:
+        """What is left at a layer; None for the whole prompt."""
+        found = [self._left[layer] for layer in sorted(self._left) if layer <= index]
+        return found[-1] if found else None
+
+    def _extended(self, now: _Pass, left: Left, batch: int) -> tuple[Tensor, Tensor]:
+        """``columns`` and ``real`` with the columns of later tokens behind, for a batch of copies of each row."""
+        copies, width = batch // len(self._mask), self._mask.shape[1]
+        columns, real = (part.repeat_interleave(copies, dim=0) for part in (left.columns, left.real))
+        new = torch.arange(width, now.width, device=columns.device).expand(batch, -1)
+        return torch.cat([columns, new], dim=1), torch.cat([real, torch.ones_like(new, dtype=torch.bool)], dim=1)
+
+    def _cut(self, now: _Pass, index: int, states: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """A layer's other arguments, for what is left at layer ``index``; layers alike share one mask."""
+        left = self._at(index)
+        if left is None:
+            return options
+        from transformers.masking_utils import create_causal_mask
+
+        columns, real = self._extended(now, left, len(states))
+        cut = dict(options)
+        if now.cached == 0:
+            cut["position_embeddings"] = tuple(
+                torch.take_along_dim(part, columns[..., None].to(part.device), dim=-2)
+                for part in options["position_embeddings"]
+            )
+            if options.get("position_ids") is not None:  # flash attention takes gaps for packed sequences
+                cut["position_ids"] = torch.arange(columns.shape[1], device=states.device).expand(len(columns), -1)
+        if now.mask is None:
+            now.mask = create_causal_mask(
+                config=self._decoder.config,
+                inputs_embeds=states,
+                attention_mask=None if bool(real.all()) else real,
+                past_key_values=now.cache,
+                layer_idx=index,
+            )
+        cut["attention_mask"] = now.mask
+        return cut
+
+    def _hear(
+        self, now: _Pass, index: int, method: Inside, layer: Any, states: Tensor, given: dict[str, Any]
+    ) -> None:
+        """Scores for the next drop, unless it was decided in an earlier pass; ``index`` says what is left."""
+        left, copies = self._at(index), len(states) // len(self._mask)
+        columns = torch.arange(self._mask.shape[1], device=states.device).expand(len(self._mask), -1)
+        columns, real = (columns, self._mask) if left is None else (left.columns, left.real)
+        if now.width > self._mask.shape[1]:
+            return
+        options = {
+            **given,
+            "position_embeddings": tuple(_rows(part, copies) for part in given["position_embeddings"]),
+        }
+        raters = []
+        for row in range(len(self._mask)):
+            rating = self._raters(now, method, row, copies)
+            raters.append((torch.isin(columns[row], rating) & real[row]).nonzero().flatten())
+        now.scores = attention_paid(layer, states[::copies], options, real, raters)
+
+    def _raters(self, now: _Pass, method: Inside, row: int, copies: int) -> Tensor:
+        """Columns of the prompt."""
+        last: Tensor = self._mask[row].nonzero()[-1]
+        images = [image.columns for image in self._images if image.row == row]
+        if not images:
+            return last
+        visual = torch.cat(images)
+        behind = self._text[row].clone()
+        behind[: int(visual.max())] = False
+        text: Tensor = behind.nonzero().flatten()
+        if not len(text):
+            return last
+        chosen = method.raters(now.entering[row * copies, visual], now.entering[row * copies, text])
+        return last if chosen is None else text[chosen]
+
+    def _shorter(self, now: _Pass, drop: Drop, states: Tensor) -> Tensor:
+        """``[B, W, D]``: the states of what is left; decided in the first pass."""
+        copies, width = len(states) // len(self._mask), states.shape[1]
+        if drop.layer not in self._left:
+            self._decide(now, drop, states)
+        left = self._left[drop.layer]
+        states = self._recycled(drop, states, copies)
+        new = now.width - self._mask.shape[1]
+        behind = torch.arange(width - new, width, device=states.device).expand(len(states), -1)
+        index = torch.cat([left.within.repeat_interleave(copies, dim=0), behind], dim=1)
+        return torch.take_along_dim(states, index[..., None], dim=1)
+
+    def _decide(self, now: _Pass, drop: Drop, states: Tensor) -> None:
+        """Which tokens of each image stay, and with them which columns."""
+        assert now.scores is not None
+        before = self._at(drop.layer - 1)
+        columns = torch.arange(self._mask.shape[1], device=states.device).expand(len(self._mask), -1)
+        columns, real = (columns, self._mask) if before is None else (before.columns, before.real)
+        stays, copies = real.clone(), len(states) // len(self._mask)
+        earlier = self._kept[max(self._kept)] if self._kept else None
+        kept, dropped = [], []
+        for number, (image, count) in enumerate(zip(self._images, drop.counts, strict=True)):
+            tokens = torch.arange(len(image.columns), device=states.device) if earlier is None else earlier[number]
+            at = (torch.isin(columns[image.row], image.columns[tokens]) & real[image.row]).nonzero().flatten()
+            scores, held = now.scores[image.row, at], image.held[tokens]
+            chosen = held.clone()
+            free = (~held).nonzero().flatten()
+            chosen[free[top(scores[free], count - int(held.sum()))]] = True
+            gone = Dropped(image.row, at[~chosen], scores[~chosen])
+            recycled = drop.method.recycle(states[image.row * copies, gone.columns], gone.scores)
+            if recycled is not None:
+                chosen[(~chosen).nonzero().flatten()[recycled.places]] = True
+            stays[image.row, at] = chosen
+            kept.append(tokens[chosen])
+            dropped.append(gone)
+        self._kept[drop.layer], self._dropped[drop.layer] = kept, dropped
+        self._left[drop.layer] = _packed(columns, stays, self._on_left)
+
+    def _recycled(self, drop: Drop, states: Tensor, copies: int) -> Tensor:
+        """The states before a drop, with clusters in the places of their centres."""
+        states = states.clone()
+        for gone in self._dropped[drop.layer]:
+            own = states[gone.row * copies : (gone.row + 1) * copies]
+            recycled = drop.method.recycle(own[0, gone.columns], gone.scores)
+            if recycled is not None:
+                own[:, gone.columns[recycled.places]] = recycled.states
+        return states
+
+
+def _packed(columns: Tensor, stays: Tensor, on_left: bool) -> Left:
+    """The columns that stay, per row, padded to the longest row."""
+    rows = [row.nonzero().flatten() for row in stays]
+    width = max(map(len, rows))
+    within, real = [], []
+    for row in rows:
+        pads = (width - len(row), 0) if on_left else (0, width - len(row))
+        within.append(torch.nn.functional.pad(row, pads))
+        real.append(torch.nn.functional.pad(torch.ones_like(row, dtype=torch.bool), pads))
+    found = torch.stack(within)
+    return Left(torch.take_along_dim(columns, found, dim=1), torch.stack(real), found)
+
+
+def _rows(part: Tensor, copies: int) -> Tensor:
+    """One of each row's copies, of position embeddings ``[..., B or 1, L, d]``."""
+    return part if part.shape[-3] == 1 else part[..., ::copies, :, :]
+
+
+def _decoder(model: "PreTrainedModel", family: Family) -> Any:
+    decoder: Any = model.get_decoder()
+    config = decoder.config
+    kinds = set(getattr(config, "layer_types", None) or [])
+    windows = kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None))
+    if not family.drops_inside or windows:
+        name = f"{family.name} with a language model of type {config.model_type!r}"
+        raise UnsupportedModel(
+            f"dropping tokens inside {name}: supported are language models that read left to right with full "
+            "attention in all layers"
+        )
+    return decoder
+
+
+def _images(model: "PreTrainedModel", family: Family, pruned: Pruned) -> list[Image]:
+    ids, mask = pruned["input_ids"], pruned["attention_mask"]
+    found = []
+    for kind in dict.fromkeys(pruned.kinds):
+        which = [number for number, own in enumerate(pruned.kinds) if own == kind]
+        columns = ((ids == placeholder_id(model, kind)) & mask.bool()).nonzero()[:, 1]
+        parts = torch.split(columns, [len(pruned.kept[number]) for number in which])
+        for number, own in zip(which, parts, strict=True):
+            row = pruned.rows[number]
+            last = mask[row].nonzero()[-1]
+            locked = pruned.locked[number].to(ids.device)[pruned.kept[number].to(ids.device)]
+            found.append(Image(row, own, locked | (own == last)))
+    return found
+
+
+def _drops(depth: int, images: Sequence[Image], parts: Sequence[tuple[Inside, Budget]]) -> dict[int, Drop]:
+    """By layer. Counts are of the tokens that enter the language model.
+
+    Raises:
+        InvalidBudget: more than an earlier drop leaves.
+    """
+    drops: dict[int, Drop] = {}
+    for method, budget in parts:
+        counts = [0] * len(images)
+        for row in {image.row for image in images}:
+            which = [number for number, image in enumerate(images) if image.row == row]
+            sizes = [len(images[number].columns) for number in which]
+            shared = budget.counts(sizes, [int(images[number].held.sum()) for number in which])
+            for number, count in zip(which, shared, strict=True):
+                counts[number] = count
+        per_image = [method.stages(depth, len(image.columns), k) for image, k in zip(images, counts, strict=True)]
+        for stages in zip(*per_image, strict=True):
+            layer = stages[0].layer
+            if layer in drops:
+                raise InvalidBudget(f"two drops before layer {layer}: allowed is one")
+            drops[layer] = Drop(method, layer, stages[0].hears, tuple(stage.count for stage in stages))
+    ordered = [drops[layer] for layer in sorted(drops)]
+    for before, after in itertools.pairwise(ordered):
+        for few, more in zip(before.counts, after.counts, strict=True):
+            if more > few:
+                raise InvalidBudget(
+                    f"{more} tokens from layer {after.layer} on, after {few} from layer {before.layer} on: "
+                    "allowed are no more than are left"
+                )
+    return drops

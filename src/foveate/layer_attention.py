@@ -1,0 +1,76 @@
+"""What text tokens attend to in one decoder layer, from its queries and keys, under every attention backend.
+
+As in the vision tower (`vision_attention`), the layer's attention runs once more as a shallow copy whose attention
+function is ours; nothing of the model changes.
+"""
+
+import copy
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedModel
+
+NAME = "foveate_queries_and_keys"  # of our function among those of transformers
+_HERE = threading.local()  # .found: queries and keys of this thread's layer, scaled
+
+
+@torch.no_grad()
+def attention_paid(
+    layer: Any, states: Tensor, options: dict[str, Any], mask: Tensor, raters: Sequence[Tensor]
+) -> Tensor:
+    """``[B, L]``: the attention that each row's raters pay to its columns, mean over heads and raters, in float32.
+
+    Args:
+        layer: a decoder layer of transformers, with ``input_layernorm`` and ``self_attn``.
+        states: ``[B, L, D]``, what it is given.
+        options: its other arguments.
+        mask: ``[B, L]`` bool, the columns that may be attended to.
+        raters: per row, the columns whose queries count.
+
+    Raises:
+        UnsupportedModel: its attention does not go through transformers' attention functions.
+    """
+    query, key = _queries_and_keys(layer, states, options)
+    groups = query.shape[1] // key.shape[1]
+    columns = torch.arange(states.shape[1], device=states.device)
+    paid = []
+    for row, rating in enumerate(raters):
+        keys = key[row].float().repeat_interleave(groups, dim=0)
+        scores = query[row][:, rating].float() @ keys.transpose(1, 2)  # [heads, raters, L]
+        allowed = mask[row] & (columns <= rating[:, None])
+        paid.append(scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1).mean(dim=(0, 1)))
+    return torch.stack(paid)
+
+
+def _queries_and_keys(layer: Any, states: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _collect)
+    module = layer.self_attn
+    twin = copy.copy(module)  # shares all weights
+    twin.config = copy.copy(module.config)
+    twin.config._attn_implementation = NAME
+    own = {name: options[name] for name in ("position_embeddings", "position_ids") if name in options}
+    _HERE.found = []
+    try:
+        normed = layer.input_layernorm(states)
+        type(module).forward(twin, hidden_states=normed, attention_mask=None, past_key_values=None, **own)
+        found: list[tuple[Tensor, Tensor]] = _HERE.found
+    finally:
+        del _HERE.found
+    if not found:
+        raise UnsupportedModel(f"{type(module).__name__} does not use transformers' attention functions")
+    return found[0]
+
+
+def _collect(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls them; ``query`` and ``key`` are ``[B, heads, L, d]``."""
+    scaling = options.get("scaling")
+    _HERE.found.append((query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key))
+    return query.transpose(1, 2), None

@@ -1,0 +1,35 @@
+"""FastV: after two layers, the visual tokens that the last token attends to least are of no use."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.methods.base import layer_index
+from foveate.methods.inside import Inside, Stage
+
+
+@dataclass(frozen=True)
+class FastV(Inside):
+    """Drop, before a layer, all tokens but those that the prompt's last one attends to most in the layer before.
+
+    Attributes:
+        layer: index of the first layer that does without them, 1 or more.
+
+    Raises:
+        InvalidOption: another layer.
+
+    Source: arXiv 2403.06764, section 4 (K = ``layer``, the attention of layer K - 1).
+    Differs: ``keep`` counts per image, where the authors have one image. Scores come from queries and keys, so
+        that any attention backend serves; the authors switch to eager attention. Ties go to the first token.
+    """
+
+    source: ClassVar[str] = "arXiv 2403.06764"
+
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        layer_index("layer", self.layer)
+
+    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
+        """See `Inside.stages`."""
+        layer_index("layer", self.layer, depth=depth)
+        return (Stage(self.layer, self.layer - 1, k),)

@@ -1,0 +1,75 @@
+"""Methods of a third kind: they drop visual tokens between two layers of the language model."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One drop.
+
+    Attributes:
+        layer: index of the first decoder layer that does without the tokens dropped.
+        hears: index of the layer whose attention ranks them: ``layer`` itself or one before.
+        count: how many tokens of an image it does with.
+    """
+
+    layer: int
+    hears: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Recycled:
+    """Dropped tokens that stay after all, standing for others.
+
+    Attributes:
+        places: ``[c]`` indices into the tokens dropped.
+        states: ``[c, D]``, what stands there.
+    """
+
+    places: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Inside(ABC):
+    """A rule that drops visual tokens by what text tokens attend to, while the language model reads the prompt.
+
+    Its fields are its hyper-parameters. A token's score is the attention that raters pay to it in one layer,
+    mean over heads and raters. With `foveate.attach` alone: a prompt cannot carry it.
+
+    Attributes:
+        source: where the method is from.
+    """
+
+    source: ClassVar[str]
+
+    @abstractmethod
+    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
+        """Its drops, of an image of ``n`` tokens and a budget of ``k``, in a language model of ``depth`` layers.
+
+        Raises:
+            InvalidOption: there is no such layer.
+        """
+
+    def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
+        """``[M]`` bool: which text tokens rate; None for the prompt's last token alone.
+
+        Args:
+            visual: ``[N, D]``, the row's visual tokens as they enter the language model.
+            text: ``[M, D]``, the text behind its last image likewise.
+        """
+        return None
+
+    def recycle(self, dropped: Tensor, scores: Tensor) -> Recycled | None:
+        """What becomes of an image's dropped tokens; None where they are gone.
+
+        Args:
+            dropped: ``[n, D]`` states between the layers.
+            scores: ``[n]``.
+        """
+        return None

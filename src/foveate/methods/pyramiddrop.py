@@ -1,0 +1,47 @@
+"""PyramidDrop: fewer and fewer visual tokens the deeper the layers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.errors import InvalidOption
+from foveate.methods.base import layer_index
+from foveate.methods.inside import Inside, Stage
+
+
+@dataclass(frozen=True)
+class PyramidDrop(Inside):
+    """Drop an equal share at each of some layers, ranked by the last token's attention in that layer.
+
+    ``keep`` is what is left after the last drop: ``keep=0.125`` of 576 with three drops keeps 288, 144 and 72, the
+    authors' ratio of 0.5.
+
+    Attributes:
+        layers: indices of the layers before which tokens are dropped, ascending, 1 or more; None for the quarters
+            of the language model's depth (8, 16 and 24 of 32, the authors').
+
+    Raises:
+        InvalidOption: other layers.
+
+    Source: arXiv 2410.17247, section 3.2.
+    Differs: counts fall by ``(keep / N) ** (1 / drops)`` each, rounded once; the authors round down drop by drop.
+        ``keep`` counts per image. Ties go to the first token.
+    """
+
+    source: ClassVar[str] = "arXiv 2410.17247"
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for layer in self.layers or ():
+            layer_index("layers", layer)
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise InvalidOption(f"layers={self.layers!r}: allowed are ascending layer indices, or None")
+
+    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
+        """See `Inside.stages`."""
+        layers = self.layers or tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)}))
+        for layer in layers:
+            layer_index("layers", layer, depth=depth)
+        share = k / n
+        counts = [round(n * share ** (drop / len(layers))) for drop in range(1, len(layers))] + [k]
+        return tuple(Stage(layer, layer, max(k, count)) for layer, count in zip(layers, counts, strict=True))

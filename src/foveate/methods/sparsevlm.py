@@ -1,0 +1,83 @@
+"""SparseVLM: text tokens that look at the image rate its tokens; of those dropped, some come back as clusters."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.errors import InvalidOption
+from foveate.methods.base import layer_index, precise, top
+from foveate.methods.inside import Inside, Recycled, Stage
+from foveate.select.clusters import density_peaks
+
+# Layers after which the authors drop, of LLaVA-1.5's 32, and how many of 576 tokens they keep there, by the mean
+# over layers that they aim at (score.py, v1).
+DEPTH, LAYERS, TOKENS = 32, (2, 6, 15), 576
+KEPT = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+RECYCLED = 0.3  # of those dropped, this share (the best) is clustered,
+CLUSTER = 10  # so many to a cluster
+
+
+@dataclass(frozen=True)
+class SparseVLM(Inside):
+    """Drop, after three layers, what the text tokens that look at the image attend to least; cluster its best.
+
+    ``keep`` is the count that the authors' table is for, near the mean over layers: 192, 128, 96 and 64 of 576 are
+    its rows, others in proportion to the nearest. ``report.tokens_per_layer`` has what it comes to.
+
+    Attributes:
+        layers: the layers after which tokens are dropped; None for 2, 6 and 15 of 32, in proportion to the depth.
+        recycle_dropped: whether clusters of dropped tokens come back.
+
+    Raises:
+        InvalidOption: other layers.
+
+    Source: arXiv 2410.04417, sections 3.2 to 3.4, and its code of version 1.
+    Differs: where no text token rates above the mean (one token, or equal ones) all do; the authors' mean is then
+        empty. Text tokens are those behind the row's last image. Clusters stand at their centres' positions, and are
+        exact means. No noise breaks ties between densities: the first token wins. Budgets and depths outside the
+        table are in proportion.
+    """
+
+    source: ClassVar[str] = "arXiv 2410.04417"
+
+    layers: tuple[int, int, int] | None = None
+    recycle_dropped: bool = True
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            return
+        if len(self.layers) != len(LAYERS) or list(self.layers) != sorted(set(self.layers)):
+            raise InvalidOption(f"layers={self.layers!r}: allowed are three ascending layer indices, or None")
+        for layer in self.layers:
+            layer_index("layers", layer, least=0)
+
+    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
+        """See `Inside.stages`."""
+        layers = self.layers or tuple(depth * layer // DEPTH for layer in LAYERS)
+        for layer in self.layers or ():
+            layer_index("layers", layer, least=0, depth=depth)
+        row = min(KEPT, key=lambda kept: abs(kept / TOKENS - k / n))
+        scale = (k / n) / (row / TOKENS) * n / TOKENS
+        counts = [min(n, max(1, round(count * scale))) for count in KEPT[row]]
+        last = dict(zip(layers, counts, strict=True))  # in shallow models two may fall together: the later wins
+        return tuple(Stage(layer + 1, layer, count) for layer, count in last.items() if layer + 1 < depth)
+
+    def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
+        """See `Inside.raters`: those that visual tokens are more like than the mean."""
+        likeness = (precise(visual) @ precise(text).T).softmax(dim=1).mean(dim=0)
+        above: Tensor = likeness > likeness.mean()
+        return above if bool(above.any()) else torch.ones_like(above)
+
+    def recycle(self, dropped: Tensor, scores: Tensor) -> Recycled | None:
+        """See `Inside.recycle`."""
+        count = int(RECYCLED * len(dropped)) + 1
+        if not self.recycle_dropped or len(dropped) < 2:
+            return None
+        best = top(scores, count)
+        centres, assigned = density_peaks(dropped[best], count // CLUSTER + 1)
+        states = precise(dropped[best])
+        sums = states.new_zeros(len(centres), states.shape[1]).index_add_(0, assigned, states)
+        sizes = torch.bincount(assigned, minlength=len(centres)).to(states.dtype)
+        return Recycled(best[centres], (sums / sizes[:, None]).to(dropped.dtype))
