@@ -108,7 +108,7 @@ def difference(name, model, prompt, method, keep):
     with torch.no_grad(), masked_from(model, inputs, gone):
         expected = model(**inputs).logits
     stays = inputs["attention_mask"].bool() & ~gone[DEPTH - 1]
-    side = PROMPTS[prompt].get("side", "left")
+    side = "left" if bool(attached.last["attention_mask"][:, -1].all()) else "right"
     found = torch.cat(rows_of(ours, stays.sum(1).tolist(), side))
     return float((found - expected[stays]).abs().max()), attached
 

@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,7 +87,7 @@ class _Pass:
         entering: ``[B, L, D]``, what enters the first layer.
         deepstack: per layer ``[n, D]``, what is added behind it at the ``visual [B, L]`` columns.
         scores: what was heard for the next drop, ``[B, W]``.
-        mask: of the layers since the latest drop.
+        mask: of the layers since the latest drop, which may be None itself; None before it is made.
     """
 
     cache: Any
@@ -97,7 +97,7 @@ class _Pass:
     deepstack: Sequence[Tensor]
     visual: Tensor | None
     scores: Tensor | None = None
-    mask: Any = field(default=None, repr=False)
+    mask: tuple[Any] | None = None
 
 
 class Dropping:
@@ -251,14 +251,15 @@ class Dropping:
             if options.get("position_ids") is not None:  # flash attention takes gaps for packed sequences
                 cut["position_ids"] = torch.arange(columns.shape[1], device=states.device).expand(len(columns), -1)
         if now.mask is None:
-            now.mask = create_causal_mask(
+            mask = create_causal_mask(
                 config=self._decoder.config,
                 inputs_embeds=states,
                 attention_mask=None if bool(real.all()) else real,
                 past_key_values=now.cache,
                 layer_idx=index,
             )
-        cut["attention_mask"] = now.mask
+            now.mask = (mask,)
+        (cut["attention_mask"],) = now.mask
         return cut
 
     def _hear(
