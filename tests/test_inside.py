@@ -12,7 +12,8 @@ import torch
 
 import foveate
 from conftest import PROMPTS
-from test_families import NAMES, visual
+from foveate.methods import UniformGrid
+from test_families import NAMES, NEW, visual
 from zoo import ZOO, animal
 
 DEPTH = 5
@@ -125,3 +126,322 @@ def test_logits_equal_the_prompt_masked_from_the_layer_on(name, method, prompt):
         assert counts[0] == entered[number]
         assert counts == sorted(counts, reverse=True)
         assert counts[-1] < counts[0]
+
+
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+}
+LEFT = [name for name in PROMPTS if name != "right padding"]
+
+
+def stock_generate(name, model, inputs, attached, **options):
+    inputs = {key: value for key, value in inputs.items() if key != "labels"}
+    with masked_from(model, inputs, dropped_columns(name, inputs, attached)):
+        return model.generate(**inputs, max_new_tokens=NEW, **options)[:, -NEW:].tolist()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prompt", LEFT)
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "sparsevlm"])
+@pytest.mark.parametrize("name", FEW)
+def test_generation_equals_the_prompt_masked_from_the_layer_on(name, method, prompt, mode):
+    model, inputs = deep(name), ZOO[name].prompt(**PROMPTS[prompt])
+    inputs.pop("labels", None)
+    with foveate.attach(model, METHODS[method], keep=0.4) as attached:
+        output = model.generate(**inputs, max_new_tokens=NEW, **MODES[mode])
+    assert torch.equal(output[:, :-NEW], inputs["input_ids"])
+    if (
+        mode == "static cache"
+    ):  # the oracle's masks are of what was seen, not of all slots: so are a dynamic cache's
+        with foveate.attach(model, METHODS[method], keep=0.4):
+            expected = model.generate(**inputs, max_new_tokens=NEW)[:, -NEW:].tolist()
+    else:
+        expected = stock_generate(name, model, inputs, attached, **MODES[mode])
+    assert output[:, -NEW:].tolist() == expected
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_later_layers_store_less(name):
+    model, inputs = deep(name), ZOO[name].prompt((1,))
+    with foveate.attach(model, METHODS["pyramiddrop"], keep=0.3) as attached:
+        output = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    width = attached.last["input_ids"].shape[1]
+    counts = attached.last.report.tokens_per_layer[0]
+    stored = [output.past_key_values.get_seq_length(layer) for layer in range(DEPTH)]
+    guard = int((attached.last["attention_mask"] == 0).sum())
+    assert stored == [width - (counts[0] - count) - guard * (count < counts[0]) + 2 for count in counts]
+    assert stored[-1] < stored[0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("name", FEW)
+def test_scores_are_those_of_whole_attention_matrices(name, prompt, attention):
+    """FastV's choice from the matrices that eager attention gives out, for every backend that runs."""
+    inputs = ZOO[name].prompt(**PROMPTS[prompt])
+    inputs.pop("labels", None)
+    model = deep(name, attention)
+    with torch.no_grad(), foveate.attach(model, foveate.FastV(layer=2), keep=0.4) as attached:
+        model(**inputs)
+    pruned = attached.last
+    entered = dict(foveate.prune(model, inputs, UniformGrid(), keep=1.0))
+    with torch.no_grad():
+        matrices = deep(name, "eager")(**entered, output_attentions=True).attentions[1]
+    deep(name, "sdpa").set_attn_implementation("sdpa")
+    ids, mask = pruned["input_ids"], pruned["attention_mask"]
+    columns = torch.isin(ids, torch.tensor(ZOO[name].placeholders)).nonzero()
+    offset = 0
+    for number, kept in enumerate(pruned.kept):
+        rows, own = columns[offset : offset + len(kept)].T
+        offset += len(kept)
+        scores = matrices[rows[0]].mean(dim=0)[int(mask[rows[0]].nonzero()[-1])][own]
+        free = ~pruned.locked[number]
+        expected = torch.zeros(len(kept), dtype=torch.bool)
+        expected[~free] = True
+        count = pruned.report.tokens_per_layer[number][2] - int((~free).sum())
+        expected[free.nonzero().flatten()[scores[free].topk(count).indices]] = True
+        assert attached.dropped.kept[2][number].tolist() == expected.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_pyramid_and_sparse_hear_what_they_should(name):
+    """The layer and the raters, by hand: PyramidDrop the last token's at the layer, SparseVLM its raters'."""
+    model, inputs = deep(name, "eager"), ZOO[name].prompt((1,))
+    entered = foveate.prune(model, inputs, UniformGrid(), keep=1.0)
+    visual_columns = torch.isin(entered["input_ids"], torch.tensor(ZOO[name].placeholders))[0]
+    seen = {}
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, arguments, options: seen.update(options), with_kwargs=True
+    )
+    with torch.no_grad():
+        matrices = model(**dict(entered), output_attentions=True).attentions
+    hook.remove()
+    free = ~entered.locked[0]
+    places = visual_columns.nonzero().flatten()
+    text = torch.arange(int(places[-1]) + 1, entered["input_ids"].shape[1])
+    states = seen["inputs_embeds"][0]
+    likeness = (states[places] @ states[text].T).softmax(dim=1).mean(dim=0)
+    raters = text[likeness > likeness.mean()]
+    for method, layer, scores in [
+        (foveate.PyramidDrop(layers=(2,)), 2, matrices[2][0].mean(0)[-1]),
+        (foveate.SparseVLM(layers=(1, 3, 4), recycle_dropped=False), 2, matrices[1][0].mean(0)[raters].mean(0)),
+    ]:
+        with torch.no_grad(), foveate.attach(model, method, keep=0.4) as attached:
+            model(**inputs)
+        count = attached.last.report.tokens_per_layer[0][layer] - int((~free).sum())
+        best = free.nonzero().flatten()[scores[places][free].topk(count).indices]
+        expected = torch.cat([best, (~free).nonzero().flatten()]).sort().values
+        assert attached.dropped.kept[layer][0].tolist() == expected.tolist()
+    model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("prompt", LEFT)
+@pytest.mark.parametrize("name", FEW)
+def test_clusters_stand_for_dropped_tokens(name, prompt):
+    """Without a cache everything is computed anew each step, and says the same; clusters count."""
+    model, inputs = deep(name), ZOO[name].prompt(**PROMPTS[prompt])
+    inputs.pop("labels", None)
+    method = foveate.SparseVLM(layers=(0, 1, 3))
+    told = []
+    for options in ({}, {"use_cache": False}, {"num_beams": 2}, {"num_beams": 2, "use_cache": False}):
+        with foveate.attach(model, method, keep=0.3) as attached:
+            told.append(model.generate(**inputs, max_new_tokens=NEW, **options).tolist())
+    assert told[0] == told[1]
+    assert told[2] == told[3]
+    with foveate.attach(model, foveate.SparseVLM(layers=(0, 1, 3), recycle_dropped=False), keep=0.3) as without:
+        model.generate(**inputs, max_new_tokens=1)
+    for more, fewer in zip(
+        attached.last.report.tokens_per_layer, without.last.report.tokens_per_layer, strict=True
+    ):
+        assert all(a >= b for a, b in zip(more, fewer, strict=True))
+        assert more != fewer
+
+
+def test_a_cluster_is_the_mean_of_its_tokens():
+    """By hand: the states that enter the layer behind the drop."""
+    name = "llava"
+    model, inputs = deep(name), ZOO[name].prompt((1,))
+    method, seen = foveate.SparseVLM(layers=(0, 1, 3)), {}
+
+    def note(key, layer):
+        def hook(module, arguments, options):
+            seen[key] = (arguments[0] if arguments else options["hidden_states"]).clone()
+
+        return model.get_decoder().layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    entered = foveate.prune(model, inputs, UniformGrid(), keep=1.0)
+    handle = note("before", 1)
+    with torch.no_grad():
+        model(**dict(entered))
+    handle.remove()
+    with torch.no_grad(), foveate.attach(model, method, keep=0.3) as attached:
+        layer = model.get_decoder().layers[1]
+        inside = layer.self_attn.register_forward_pre_hook(
+            lambda module, arguments, options: seen.update(inside=options["hidden_states"].clone()),
+            with_kwargs=True,
+        )
+        model(**inputs)
+        inside.remove()
+    gone = attached.dropped._dropped[1][0]
+    recycled = method.recycle(seen["before"][0, gone.columns], gone.scores)
+    assert recycled is not None
+    expected = seen["before"][0].clone()
+    expected[gone.columns[recycled.places]] = recycled.states
+    left = attached.dropped._left[1]
+    assert torch.allclose(seen["inside"][0], layer.input_layernorm(expected[left.within[0]]), atol=1e-5)
+
+
+# Controls: each must fail the comparison that the tests above pass.
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FEW)
+def test_control_masking_from_another_layer_differs(name, method):
+    model, inputs = deep(name), ZOO[name].prompt((1, 2))
+    inputs.pop("labels", None)
+    with torch.no_grad(), foveate.attach(model, METHODS[method], keep=0.4) as attached:
+        ours = model(**inputs).logits
+    gone = dropped_columns(name, inputs, attached)
+    stays = inputs["attention_mask"].bool() & ~gone[DEPTH - 1]
+    found = torch.cat([row[-count:] for row, count in zip(ours, stays.sum(1).tolist(), strict=True)])
+    for wrong in (dict.fromkeys(gone, gone[0]), dict.fromkeys(gone, gone[DEPTH - 1])):
+        with torch.no_grad(), masked_from(model, inputs, wrong):
+            expected = model(**inputs).logits
+        assert (found - expected[stays]).abs().max() > 0.01
+
+
+# Composition, budgets, what is refused
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_composition_prunes_the_prompt_and_goes_on_inside(name):
+    model, inputs = deep(name), ZOO[name].prompt((1, 2))
+    inputs.pop("labels", None)
+    both = foveate.Compose(foveate.RRQR(), foveate.FastV(layer=1), foveate.PyramidDrop(layers=(3,)))
+    with torch.no_grad(), foveate.attach(model, both, keep=(0.7, 0.6, 0.4)) as attached:
+        ours = model(**inputs).logits
+    assert (
+        attached.last.kept[0].tolist() == foveate.prune(model, inputs, foveate.RRQR(), keep=0.7).kept[0].tolist()
+    )
+    for before, counts in zip(
+        attached.last.report.tokens_before, attached.last.report.tokens_per_layer, strict=True
+    ):
+        entering = int(before * 0.7 + 0.5)
+        assert counts == [entering] + [int(entering * 0.6 + 0.5)] * 2 + [int(entering * 0.4 + 0.5)] * 2
+    gone = dropped_columns(name, inputs, attached)
+    stays = inputs["attention_mask"].bool() & ~gone[DEPTH - 1]
+    with torch.no_grad(), masked_from(model, inputs, gone):
+        expected = model(**inputs).logits
+    found = torch.cat([row[-count:] for row, count in zip(ours, stays.sum(1).tolist(), strict=True)])
+    assert (found - expected[stays]).abs().max() < 1e-4
+
+
+def test_text_turns_go_on_in_shorter_caches():
+    for name in FEW:
+        model, inputs = deep(name), ZOO[name].prompt((1,))
+        new = torch.randint(animal.TEXT.start, animal.TEXT.stop, (1, 5))
+        with foveate.attach(model, METHODS["pyramiddrop"], keep=0.4) as attached:
+            first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+            ids = torch.cat([first.sequences, new], dim=1)
+            second = model.generate(input_ids=ids, past_key_values=first.past_key_values, max_new_tokens=NEW)
+        conversation = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in inputs:
+            kinds = inputs["mm_token_type_ids"]
+            conversation["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, ids.shape[1] - kinds.shape[1]))
+        assert second[:, -NEW:].tolist() == stock_generate(name, model, conversation, attached)
+
+
+def test_nothing_is_left_behind():
+    model, inputs = deep("qwen3_vl"), ZOO["qwen3_vl"].prompt((1,))
+    before = {name: value for name, value in model.get_decoder().__dict__.items() if not name.startswith("_")}
+    expected = model.generate(**inputs, max_new_tokens=3)
+    with foveate.attach(model, METHODS["fastv"], keep=0.3):
+        model.generate(**inputs, max_new_tokens=3)
+        broken = model.get_decoder().layers[2].register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError), torch.no_grad():
+            model(**inputs)
+        broken.remove()
+        for layer in model.get_decoder().layers:
+            assert not layer._forward_pre_hooks
+            assert not layer._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+    assert not model.get_decoder()._forward_pre_hooks
+    assert before == {
+        name: value for name, value in model.get_decoder().__dict__.items() if not name.startswith("_")
+    }
+    assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
+
+
+def test_text_alone_passes():
+    model = deep("llava")
+    ids = torch.randint(animal.TEXT.start, animal.TEXT.stop, (1, 9))
+    expected = model.generate(input_ids=ids, max_new_tokens=3)
+    with foveate.attach(model, METHODS["fastv"], keep=0.3):
+        assert torch.equal(model.generate(input_ids=ids, max_new_tokens=3), expected)
+
+
+FASTV = foveate.FastV(layer=1)
+REFUSED = {
+    "prune": (lambda model, inputs: foveate.prune(model, inputs, FASTV, keep=3), "with foveate.attach"),
+    "too deep": (
+        lambda model, inputs: told(model, inputs, foveate.FastV(layer=9), 3),
+        "layer=9: allowed are layers 1 to 4",
+    ),
+    "more later": (
+        lambda model, inputs: told(
+            model, inputs, foveate.Compose(FASTV, foveate.PyramidDrop(layers=(3,))), (3, 5)
+        ),
+        "5 tokens from layer 3 on, after 3 from layer 1 on",
+    ),
+    "two drops": (
+        lambda model, inputs: told(
+            model, inputs, foveate.Compose(FASTV, foveate.PyramidDrop(layers=(1,))), (5, 5)
+        ),
+        "two drops before layer 1",
+    ),
+    "one budget": (
+        lambda model, inputs: told(model, inputs, foveate.Compose(foveate.RRQR(), FASTV), 5),
+        "keep=5: allowed is one",
+    ),
+    "labels": (
+        lambda model, inputs: told(model, {**inputs, "labels": inputs["input_ids"]}, FASTV, 3),
+        "labels with",
+    ),
+    "lookup": (lambda model, inputs: told(model, inputs, FASTV, 3, prompt_lookup_num_tokens=2), "prompt_lookup"),
+    "chunks": (lambda model, inputs: told(model, inputs, FASTV, 3, prefill_chunk_size=4), "prefill_chunk_size"),
+    "no parts": (lambda model, inputs: foveate.Compose(), "allowed are at most one"),
+    "order": (lambda model, inputs: foveate.Compose(FASTV, foveate.RRQR()), "allowed are at most one"),
+    "layer": (lambda model, inputs: foveate.FastV(layer=0), "layer=0: allowed are layers 1 or more"),
+    "layers": (lambda model, inputs: foveate.PyramidDrop(layers=(3, 2)), "ascending"),
+    "no layers": (lambda model, inputs: foveate.PyramidDrop(layers=()), "ascending"),
+    "two layers": (lambda model, inputs: foveate.SparseVLM(layers=(1, 2)), "three ascending"),
+}
+
+
+def told(model, inputs, method, keep, **options):
+    with foveate.attach(model, method, keep=keep):
+        if "labels" in inputs:
+            return model(**inputs)
+        return model.generate(**inputs, max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case):
+    call, message = REFUSED[case]
+    inputs = ZOO["llava"].prompt((1,))
+    inputs.pop("labels", None)
+    with pytest.raises(foveate.FoveateError, match=message):
+        call(deep("llava"), inputs)
+    assert "generate" not in deep("llava").__dict__
+
+
+@pytest.mark.parametrize("name", [name for name in AHEAD if name in NAMES])
+def test_language_models_that_look_ahead_are_refused(name):
+    model, inputs = ZOO[name].build(), ZOO[name].prompt((1,))
+    inputs.pop("labels", None)
+    with foveate.attach(model, FASTV, keep=3), pytest.raises(foveate.UnsupportedModel, match="left to right"):
+        model.generate(**inputs, max_new_tokens=1)

@@ -293,7 +293,8 @@ def _check_inside(attached: Attached, arguments: dict[str, Any]) -> None:
     """
     config = arguments.get("generation_config")
     for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size", "labels"):
-        if attached.acts_inside and (arguments.get(name) or getattr(config, name, None)) is not None:
+        given = arguments.get(name, getattr(config, name, None))
+        if attached.acts_inside and given is not None:
             raise InvalidOption(
                 f"{name} with {attached.method!r}: allowed with methods that prune the prompt alone"
             )

@@ -65,7 +65,12 @@ def qwen2_5_vl():
 
 def qwen3_vl():
     deepstack = {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 36}
-    return qwen(hf.Qwen3VLForConditionalGeneration, {**TOWER, **deepstack}, head_dim=16, num_hidden_layers=max(3, LANGUAGE["num_hidden_layers"]))
+    return qwen(
+        hf.Qwen3VLForConditionalGeneration,
+        {**TOWER, **deepstack},
+        head_dim=16,
+        num_hidden_layers=max(3, LANGUAGE["num_hidden_layers"]),
+    )
 
 
 def glm4v():

@@ -34,9 +34,9 @@ class SparseVLM(Inside):
         InvalidOption: other layers.
 
     Source: arXiv 2410.04417, sections 3.2 to 3.4, and its code of version 1.
-    Differs: where no text token rates above the mean (one token, or equal ones) all do; the authors' mean is then
-        empty. Text tokens are those behind the row's last image. Clusters stand at their centres' positions, and are
-        exact means. No noise breaks ties between densities: the first token wins. Budgets and depths outside the
+    Differs: where no text token rates above the mean (one token, or equal ones) all do; the authors have none
+        then. Text tokens are those behind the row's last image. Clusters are exact means, at their centres'
+        positions. No noise breaks ties between densities: the first token wins. Budgets and depths outside the
         table are in proportion.
     """
 
