@@ -4,10 +4,8 @@ The oracle is the stock model on the unpruned prompt, with ``attention_mask = 0`
 the positions of the unpruned prompt. The controls at the end must differ, or the oracle would prove nothing.
 """
 
-import importlib
 import inspect
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -255,10 +253,3 @@ def test_stock_second_turns_differ_where_prompts_see_ahead(name):
         second = model(**turn, past_key_values=cache).logits[:, -1]
         together = model(**inputs | per_token).logits[:, -1]
     assert ((second - together).abs().max() > 0.05) == (name != "llava")
-
-
-def test_the_page_of_families_is_that_of_the_table(monkeypatch):
-    root = Path(__file__).parent.parent
-    monkeypatch.syspath_prepend(str(root / "tools"))
-    families_page = importlib.import_module("families_page")
-    assert families_page.families() in (root / "docs" / "families.md").read_text(encoding="utf-8")
