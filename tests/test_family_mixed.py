@@ -79,7 +79,7 @@ def test_mixed_totals_are_shared_by_the_images_and_videos_of_a_row(name, prompt)
             for counts in (report.tokens_before, report.tokens_after)
         )
         if before:
-            assert after == shares(min(30, sum(before)), before, least=1)
+            assert after == shares(min(30, sum(before)), before, least=[1] * len(before))
 
 
 @pytest.mark.parametrize("prompt", LEFT)
