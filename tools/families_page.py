@@ -20,13 +20,20 @@ PAGE, TEMPLATE = Path("docs/families.md"), Path(__file__).parent / "families.md"
 # What tests prove, by the beginning of their names, and the heading it gets.
 PROVEN = {
     "test_logits_equal_the_masked_full_prompt": "forward",
+    "test_compact_positions": "compact",
     "test_generation_equals_the_masked_full_prompt": "generate",
+    "test_mixed_": "mixed",
     "test_control_": "controls differ",
     "test_received_attention": "attention",
     "test_a_patchs_score": "patch to token",
+    "test_a_line_of_the_picture": "grids",
     "test_a_total_is_shared": "budgets",
-    "test_a_second_turn": "second turn",
+    "test_a_second_turn": "turns",
+    "test_turn_after_turn": "turns",
+    "test_stock_turns": "turns",
+    "test_going_on": "turns",
 }
+NOTHING = "–"  # nothing is tested
 ENTRY = re.compile(r"\[([a-z0-9_]+?)(?:-|\])")
 
 
@@ -70,7 +77,7 @@ def proofs(counts: dict[str, dict[str, tuple[int, int]]]) -> str:
     headings = list(dict.fromkeys(PROVEN.values()))
     lines = [f"| tested model | {' | '.join(headings)} |", f"|---|{'---|' * len(headings)}"]
     for entry, row in counts.items():
-        cells = [f"{row[title][0]}/{row[title][1]}" if title in row else "–" for title in headings]
+        cells = [f"{row[title][0]}/{row[title][1]}" if title in row else NOTHING for title in headings]
         lines.append(f"| {entry} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

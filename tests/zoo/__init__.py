@@ -7,3 +7,5 @@ written down here for pictures of noise. Pictures of one prompt differ in size w
 from . import gemma, llava, qwen, tiled
 
 ZOO = llava.ANIMALS | qwen.ANIMALS | tiled.ANIMALS | gemma.ANIMALS
+# By the entry that has the model.
+MIXED = qwen.MIXED | llava.MIXED

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 
 import torch
 from torch import Tensor
@@ -41,10 +41,15 @@ EMBEDDINGS = 0.5  # small beside what attention adds, or the last word alone wou
 
 @dataclass(frozen=True)
 class Picture:
-    """An image or video: the tokens written for it, and the encoder's inputs, each with a leading dimension."""
+    """An image or video: the tokens written for it, and the encoder's inputs, each with a leading dimension.
+
+    ``places`` say of each of its pixels the grid (tile, frame), the row and the column of the token made of it,
+    -1 where there is none: three tensors that broadcast to the pixels.
+    """
 
     ids: list[int]
     tensors: dict[str, Tensor]
+    places: tuple[Tensor, ...] = ()
 
 
 def joined(rows):
@@ -60,6 +65,23 @@ def concatenated(tensors):
         pads = [(0, size - own) for size, own in zip(shape, tensor.shape[1:], strict=True)]
         padded.append(torch.nn.functional.pad(tensor, [*chain(*reversed(pads))]))
     return torch.cat(padded)
+
+
+def padded(rows, side):
+    """Rows of ids as ``input_ids`` and ``attention_mask``."""
+    width = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        pad, real = [PAD] * (width - len(row)), [1] * len(row)
+        ids.append(pad + row if side == "left" else row + pad)
+        mask.append(pad + real if side == "left" else real + pad)
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def squares(number, size, side):
+    """Places in ``number`` grids of ``side`` x ``side`` tokens, each a picture of ``size`` x ``size`` pixels."""
+    line = torch.arange(size) * side // size
+    return torch.arange(number)[:, None, None, None], line[:, None], line
 
 
 def modalities(ids, images_per_row, name="mm_token_type_ids"):
@@ -88,13 +110,7 @@ class Animal:
         generator = torch.Generator().manual_seed(seed)
         pictures = self.pictures(images_per_row, generator)
         rows = [self.row(row, index, generator) for index, row in enumerate(pictures)]
-        width = max(map(len, rows))
-        ids, mask = [], []
-        for row in rows:
-            pad, real = [PAD] * (width - len(row)), [1] * len(row)
-            ids.append(pad + row if side == "left" else row + pad)
-            mask.append(pad + real if side == "left" else real + pad)
-        text = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        text = padded(rows, side)
         return text | self.collate(pictures) | self.mark(text["input_ids"], images_per_row)
 
     def tokens(self, images_per_row=(1,)):
@@ -113,6 +129,37 @@ class Animal:
             return [*chain(*(picture.ids for picture in pictures)), BOS, *parts[-1], NEWLINE]
         written = [picture.ids + part for picture, part in zip(pictures, parts[1:], strict=True)]
         return [BOS, *parts[0], *chain(*written)]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A family that takes images and videos in one prompt."""
+
+    image: Animal
+    video: Animal
+
+    def prompt(self, rows=("iv",), seed=0, side="left"):
+        """What the processor returns for a batch with these images (i) and videos (v) in its rows."""
+        generator = torch.Generator().manual_seed(seed)
+        pictures = self.pictures(rows, generator)
+        written = [self.image.row([drawn for _, drawn in row], i, generator) for i, row in enumerate(pictures)]
+        text = padded(written, side)
+        images, videos = ([[drawn for own, drawn in row if own == kind] for row in pictures] for kind in "iv")
+        marks = self.image.mark(text["input_ids"], tuple(map(len, images)))
+        return text | self.image.collate(images) | self.video.collate(videos) | marks
+
+    def tokens(self, rows=("iv",)):
+        """How many visual tokens each image of that prompt has, then each video."""
+        pictures = sorted(chain(*self.pictures(rows, torch.Generator())), key=lambda pair: pair[0])
+        return [sum(token in (IMAGE, VIDEO) for token in picture.ids) for _, picture in pictures]
+
+    def pictures(self, rows, generator):
+        """Per row, pairs of i or v and what is drawn."""
+        indices, drawers = {"i": count(), "v": count()}, {"i": self.image, "v": self.video}
+        return [
+            [(own, drawers[own].draw(next(indices[own]), row.count(own) == 1, generator)) for own in row]
+            for row in rows
+        ]
 
 
 def born(kind, embeddings=EMBEDDINGS, **config):
@@ -139,4 +186,6 @@ def noise(generator, *shape):
 
 def of_one_size(size, count, before, after, index, alone, generator):
     """Images of ``size`` pixels and ``count`` tokens, between fixed tokens."""
-    return Picture([*before, *[IMAGE] * count, *after], {"pixel_values": noise(generator, 1, 3, size, size)})
+    pixels = noise(generator, 1, 3, size, size)
+    places = squares(1, size, math.isqrt(count))
+    return Picture([*before, *[IMAGE] * count, *after], {"pixel_values": pixels}, places)

@@ -95,7 +95,8 @@ def padded_patches(index, alone, generator):
         "pixel_values": pad(pixels, missing)[None],
         "image_position_ids": pad(torch.stack([x, y], dim=-1).reshape(-1, 2), missing, value=-1)[None],
     }
-    return Picture([START, *[IMAGE] * (height * width // 4), END], tensors)
+    lines = [pad(line.flatten() // 2, missing[2:], value=-1)[:, None] for line in (y, x)]
+    return Picture([START, *[IMAGE] * (height * width // 4), END], tensors, (torch.tensor(0), *lines))
 
 
 def prefixes(ids, images_per_row):

@@ -1,5 +1,6 @@
 """InternVL, Idefics3 and SmolVLM: images cut into tiles of one size, each with as many tokens as a small image."""
 
+import math
 from functools import partial
 from itertools import chain
 
@@ -22,6 +23,7 @@ from .animal import (
     concatenated,
     joined,
     noise,
+    squares,
 )
 
 TILE = 24  # pixels: 6 x 6 patches
@@ -52,7 +54,7 @@ def in_one_run(index, alone, generator):
     """InternVL: the tiles, then a thumbnail if they are several; no input tells where an image's tiles end."""
     number = (3, 1, 4)[index % 3]
     ids = [START, *[IMAGE] * 9 * number, END]
-    return Picture(ids, {"pixel_values": noise(generator, number, 3, TILE, TILE)})
+    return Picture(ids, {"pixel_values": noise(generator, number, 3, TILE, TILE)}, squares(number, TILE, 3))
 
 
 def in_rows(count, index, alone, generator):
@@ -65,7 +67,8 @@ def in_rows(count, index, alone, generator):
         ids.append(NEWLINE)
     ids += [NEWLINE] * (rows > 0) + [FAKE, GLOBAL, *[IMAGE] * count, FAKE]
     pixels = noise(generator, rows * columns + 1, 3, TILE, TILE)
-    return Picture(ids, {"pixel_values": pixels, "pixel_attention_mask": torch.ones_like(pixels[:, 0]).long()})
+    tensors = {"pixel_values": pixels, "pixel_attention_mask": torch.ones_like(pixels[:, 0]).long()}
+    return Picture(ids, tensors, squares(len(pixels), TILE, math.isqrt(count)))
 
 
 def joined_per_row(rows):
