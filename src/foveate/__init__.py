@@ -23,17 +23,24 @@ from foveate.errors import (
 )
 from foveate.families import FAMILIES
 from foveate.methods import (
+    DART,
+    DPP,
     METHODS,
     RRQR,
+    SCOPE,
     SPARE,
     AveragePool,
+    CDPruner,
+    DivPrune,
     DownsampledImage,
+    FasterVLM,
     Method,
     NormTopK,
     Random,
     RelevanceTopK,
     ResPrune,
     UniformGrid,
+    VisPruner,
 )
 from foveate.prune import prune
 from foveate.pruned import Pruned, Report
@@ -43,14 +50,20 @@ from foveate.turns import continued
 __version__ = "0.1.0"
 
 __all__ = [
+    "DART",
+    "DPP",
     "FAMILIES",
     "METHODS",
     "RRQR",
+    "SCOPE",
     "SPARE",
     "Attached",
     "AveragePool",
     "Budget",
+    "CDPruner",
+    "DivPrune",
     "DownsampledImage",
+    "FasterVLM",
     "FoveateError",
     "InvalidBudget",
     "InvalidFeatures",
@@ -67,6 +80,7 @@ __all__ = [
     "Signal",
     "UniformGrid",
     "UnsupportedModel",
+    "VisPruner",
     "VisualTokens",
     "attach",
     "continued",

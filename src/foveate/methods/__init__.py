@@ -1,7 +1,12 @@
 """The methods: one paper per file, and the table by which all else finds them."""
 
 from foveate.methods.base import Method
+from foveate.methods.cdpruner import CDPruner
+from foveate.methods.dart import DART
+from foveate.methods.divprune import DivPrune
 from foveate.methods.downsample import DownsampledImage
+from foveate.methods.dpp import DPP
+from foveate.methods.fastervlm import FasterVLM
 from foveate.methods.merging import Merging, Resizing
 from foveate.methods.norm import NormTopK
 from foveate.methods.pool import AveragePool
@@ -9,13 +14,22 @@ from foveate.methods.random import Random
 from foveate.methods.relevance_top_k import RelevanceTopK
 from foveate.methods.resprune import ResPrune
 from foveate.methods.rrqr import RRQR
+from foveate.methods.scope import SCOPE
 from foveate.methods.spare import SPARE
 from foveate.methods.uniform import UniformGrid
+from foveate.methods.vispruner import VisPruner
 
 METHODS: dict[str, type[Method]] = {
     "spare": SPARE,
     "resprune": ResPrune,
     "rrqr": RRQR,
+    "dpp": DPP,
+    "cdpruner": CDPruner,
+    "divprune": DivPrune,
+    "scope": SCOPE,
+    "fastervlm": FasterVLM,
+    "vispruner": VisPruner,
+    "dart": DART,
     "random": Random,
     "uniform": UniformGrid,
     "pool": AveragePool,
@@ -25,11 +39,17 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+    "DART",
+    "DPP",
     "METHODS",
     "RRQR",
+    "SCOPE",
     "SPARE",
     "AveragePool",
+    "CDPruner",
+    "DivPrune",
     "DownsampledImage",
+    "FasterVLM",
     "Merging",
     "Method",
     "NormTopK",
@@ -38,4 +58,5 @@ __all__ = [
     "ResPrune",
     "Resizing",
     "UniformGrid",
+    "VisPruner",
 ]

@@ -19,12 +19,19 @@ class Method(ABC):
 
     Attributes:
         source: where the method is from.
+        acts: where tokens are dropped.
+        complexity: of `rank`, in the letters of `foveate.tokens`.
         nested: whether the first k' tokens of a ranking for k are the ranking for k', so that one ranking
             serves all smaller budgets. A promise: it is checked for the methods of the table.
+        countable: whether N and k alone say how many tokens are kept, whatever they hold: what an engine
+            must know that plans a prompt before its images are encoded.
     """
 
     source: ClassVar[str]
+    acts: ClassVar[str] = "before the language model"
+    complexity: ClassVar[str]
     nested: ClassVar[bool] = False
+    countable: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Signal]:

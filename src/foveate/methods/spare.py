@@ -42,6 +42,7 @@ class SPARE(Method):
     """
 
     source: ClassVar[str] = "arXiv 2606.18681"
+    complexity: ClassVar[str] = "O(k N D)"
     nested: ClassVar[bool] = True
 
     beta: float = 0.25
