@@ -66,19 +66,19 @@ class VisPruner(Method):
         attention = cls_attention_of(tokens)
         states = states_of(tokens, self.settled(tokens.signals).states)
         important = int(k * self.important)
-        if self.faithful:
-            refuse_zero_rows(states)
-            _refuse_uneven_rounds(len(attention) - important, k - important, k)
         order = top(attention, len(attention))
         if k == important:
             return order[:k]
         rest = order[important:]
+        if self.faithful and k < len(attention):
+            refuse_zero_rows(states[rest])
+            _refuse_uneven_rounds(len(rest), k - important, k)
         return torch.cat([order[:important], rest[select_alternating(states[rest], k - important)]])
 
 
 def _refuse_uneven_rounds(left: int, diverse: int, k: int) -> None:
     """Raises `InvalidBudget` where a round has an odd number of tokens, or fewer pairs than it drops."""
-    while left > diverse > 0:
+    while left > diverse:
         drop = min(STEP, left - diverse)
         if left % 2 or left // 2 < drop:
             raise InvalidBudget(

@@ -18,6 +18,9 @@ from foveate.select.inputs import check_count, check_features, check_weight, sta
 
 COMBINE = ("multiply", "add")
 
+# In units of the machine epsilon: gains that differ by less are ties.
+TIE_TOLERANCE = 8.0
+
 
 @torch.no_grad()
 def select_coverage(
@@ -64,20 +67,19 @@ def _select(features: Tensor, k: int, weight: Tensor | None, add: bool) -> Tenso
     weights = unit.new_ones(len(unit)) if weight is None else weight.to(unit)
     if not add and bool((peak := weights.amax()) > 0):
         weights = weights / peak
-    rounding = len(unit) * torch.finfo(unit.dtype).eps  # of a gain: a sum of N cosines
+    eps = torch.finfo(unit.dtype).eps
     covered = unit.new_zeros(len(unit), 1)
     uncovered = torch.empty_like(likeness)
     taken = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
     order: list[Tensor] = []
     while len(order) < k:  # no value of a tensor is asked for: nothing waits for the device
         gains = torch.sub(likeness, covered, out=uncovered).clamp_(min=0).sum(dim=0)
-        gains = gains.masked_fill((gains <= rounding) | taken, 0)
+        gains = gains.masked_fill((gains <= len(unit) * eps) | taken, 0)  # a sum of N roundings
         scores = gains + weights if add else gains * weights
-        noise = rounding * (1 + weights if add else weights)
         exhausted = ~(scores * ~taken > 0).any()
         scores = torch.where(exhausted, weights, scores).masked_fill(taken, -torch.inf)
-        best = scores.argmax()
-        tolerance = torch.where(exhausted, 0, noise + noise[best])
+        noise = TIE_TOLERANCE * eps * (1 if add else weights[scores.argmax()])
+        tolerance = torch.where(exhausted, 0, noise)
         chosen = first_best(scores, tolerance)
         covered = torch.maximum(covered, likeness.index_select(1, chosen))
         taken = taken.index_fill(0, chosen, True)
