@@ -22,7 +22,7 @@ TOLERANCE = {
     "32": {"cdpruner": 1e-5, "divprune": 1e-6, "scope": 5e-7},
 }
 MARGIN = {"64": 1e-12, "32": 1e-6}
-CERTIFIED = 128  # steps of a certificate at most: it recomputes every score of every step
+CERTIFIED = 96  # steps of a certificate at most: it recomputes every score of every step
 SCOPES = {
     "scope_attn_a1": (SCOPE(), "in/attn_sum"),
     "scope_attn_a0.5": (SCOPE(alpha=0.5), "in/attn_sum"),
@@ -163,9 +163,9 @@ def greedy_orders(case, run, precision):
     """The faithful order over the safe prefix, and the default one as far as it is certified."""
     method, attention = method_of(run)
     tokens = case.tokens(PRECISIONS[precision], attention)
-    safe = int(case[f"{run}/n_safe64"])
-    if f"{run}/n_safe_class64" in case:
-        safe = int(case[f"{run}/n_safe_class64"])
+    safe = int(case[f"{run}/n_safe{precision}"])
+    if f"{run}/n_safe_class{precision}" in case:
+        safe = int(case[f"{run}/n_safe_class{precision}"])
     faithful = replace(method, faithful=True).rank(tokens, safe).tolist() if safe else []
     return faithful, method.rank(tokens, min(CERTIFIED, len(case["in/V"]))).tolist()
 

@@ -70,6 +70,11 @@ def precise(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def widest(values: Tensor) -> Tensor:
+    """``values`` in float64; in float32 on Apple's GPUs, which have no more."""
+    return values.float() if values.device.type == "mps" else values.double()
+
+
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check an option.
 
