@@ -31,12 +31,13 @@ N = 160
 SKILLS = ["location", "reading"]
 CONTEXT = {"model": "m", "data": "d", "split": "test", "machine": "c", "versions": {"python": "3"}, "tagger": "t"}
 METHODS = {"SPARE": 0.9, "ResPrune": 0.5, "RRQR": 0.6, "UniformGrid": 0.7}  # chance of a right answer
+ASKED = ("spare", "resprune")  # beside the controls
 EASE = np.random.default_rng(0).permutation(np.linspace(0, 1, N))
 
 
 def measured(energy_of, suites="default", keep="64,16", right_of=None):
     """Made-up answers: by default a question is right where its ease exceeds the method's rate of failure."""
-    plan = Plan.make(suites_of(suites), parse_budgets(keep), lambda arm: arm)
+    plan = Plan.make(suites_of(suites, ASKED if "default" in suites else ()), parse_budgets(keep), lambda arm: arm)
     items = [Item(str(i), "?", SKILLS[i % 2], None, None) for i in range(N)]
     store = Store()
     rng = np.random.default_rng(1)
