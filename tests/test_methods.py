@@ -37,20 +37,33 @@ def tokens(height=6, width=8, d=16, m=3, seed=0, dtype=torch.float32):
         cls_attention=torch.rand(n, generator=generator),
         question=torch.randn(m, d, generator=generator),
         clip_relevance=torch.rand(n, generator=generator) - 0.5,
+        received_attention=torch.rand(n, generator=generator),
+        patches=torch.randn(n, d + 3, generator=generator).to(dtype),
     )
 
 
 HARD_CASES = {
-    "duplicates": lambda t: replace(t, features=t.features[torch.arange(48) % 5]),
-    "all equal": lambda t: replace(t, features=torch.ones_like(t.features)),
-    "all zero": lambda t: replace(t, features=torch.zeros_like(t.features)),
+    "duplicates": lambda t: replace(
+        t, features=t.features[torch.arange(48) % 5], patches=t.patches[torch.arange(48) % 5]
+    ),
+    "all equal": lambda t: replace(t, features=torch.ones_like(t.features), patches=torch.ones_like(t.patches)),
+    "all zero": lambda t: replace(t, features=torch.zeros_like(t.features), patches=torch.zeros_like(t.patches)),
+    "some zero": lambda t: replace(
+        t,
+        features=t.features * (torch.arange(48) % 3 > 0)[:, None],
+        patches=t.patches * (torch.arange(48) > 9)[:, None],
+    ),
+    "no patches": lambda t: replace(t, patches=None),
+    "zero attention": lambda t: replace(t, cls_attention=torch.zeros(48)),
     "no question": lambda t: replace(t, question=t.question[:0], clip_relevance=torch.empty(0)),
     "zero question": lambda t: replace(t, question=torch.zeros_like(t.question)),
     "constant relevance": lambda t: replace(t, clip_relevance=torch.full((48,), 0.3), question=t.question[:0]),
     "negative cosines": lambda t: replace(t, question=-t.features.sum(0, keepdim=True), features=t.features.abs()),
     "constant attention": lambda t: replace(t, cls_attention=torch.ones(48)),
-    "half precision": lambda t: replace(t, features=t.features.half()),
-    "bfloat16": lambda t: replace(t, features=t.features.bfloat16(), question=t.question.bfloat16()),
+    "half precision": lambda t: replace(t, features=t.features.half(), patches=t.patches.half()),
+    "bfloat16": lambda t: replace(
+        t, features=t.features.bfloat16(), question=t.question.bfloat16(), patches=t.patches.bfloat16()
+    ),
     "double": lambda t: replace(t, features=t.features.double()),
 }
 
@@ -83,7 +96,7 @@ def test_a_method_is_a_documented_frozen_dataclass(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_missing_signal_raises(name):
-    bare = replace(tokens(), cls_attention=None, question=None, clip_relevance=None)
+    bare = tokens().with_only(frozenset())
     method = METHODS[name]()
     if method.needs:
         with pytest.raises(MissingSignal):

@@ -23,13 +23,19 @@ from foveate.errors import (
 )
 from foveate.families import FAMILIES
 from foveate.methods import (
+    DART,
+    DPP,
     INSIDE,
     METHODS,
     RRQR,
+    SCOPE,
     SPARE,
     AveragePool,
+    CDPruner,
     Compose,
+    DivPrune,
     DownsampledImage,
+    FasterVLM,
     FastV,
     Inside,
     Method,
@@ -40,6 +46,7 @@ from foveate.methods import (
     ResPrune,
     SparseVLM,
     UniformGrid,
+    VisPruner,
 )
 from foveate.prune import prune
 from foveate.pruned import Pruned, Report
@@ -49,17 +56,23 @@ from foveate.turns import continued
 __version__ = "0.1.0"
 
 __all__ = [
+    "DART",
+    "DPP",
     "FAMILIES",
     "INSIDE",
     "METHODS",
     "RRQR",
+    "SCOPE",
     "SPARE",
     "Attached",
     "AveragePool",
     "Budget",
+    "CDPruner",
     "Compose",
+    "DivPrune",
     "DownsampledImage",
     "FastV",
+    "FasterVLM",
     "FoveateError",
     "Inside",
     "InvalidBudget",
@@ -79,6 +92,7 @@ __all__ = [
     "SparseVLM",
     "UniformGrid",
     "UnsupportedModel",
+    "VisPruner",
     "VisualTokens",
     "attach",
     "continued",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = (Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION)
+PROJECTED = {Signal.CLIP_RELEVANCE, Signal.PATCHES}  # what is made of the projector's input
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def _encode_kind(
             for signal in ATTENTION
             if signal in signals and layer is not None
         }
-        projector = family.projector(model) if Signal.CLIP_RELEVANCE in signals else None
+        projector = family.projector(model) if PROJECTED & signals else None
         states = None if projector is None else stack.enter_context(_input_tap(projector))
         encoder = getattr(base, f"get_{kind}_features")
         given = _arguments(model, inputs, kind)
@@ -151,6 +152,9 @@ def _encode_kind(
     for signal, captured in taps.items():
         carried = family.carry(model, inputs, kind, captured)
         images = [_with_scores(image, signal, scores) for image, scores in zip(images, carried, strict=True)]
+    if Signal.PATCHES in signals and states is not None:
+        read = torch.split(torch.cat(_entries(states)), counts)
+        images = [replace(image, patches=rows) for image, rows in zip(images, read, strict=True)]
     layers = [torch.split(torch.cat(_entries(layer)), counts) for layer in output.get("deepstack_features") or ()]
     return Encoded(
         images,

@@ -22,10 +22,11 @@ class Signal(Enum):
     RECEIVED_ATTENTION = "received_attention"
     QUESTION = "question"
     CLIP_RELEVANCE = "clip_relevance"
+    PATCHES = "patches"
 
 
 # The fields with one entry per token.
-PER_TOKEN = ("features", "locked", "cls_attention", "received_attention", "clip_relevance")
+PER_TOKEN = ("features", "locked", "cls_attention", "received_attention", "clip_relevance", "patches")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class VisualTokens:
         question: ``[M, D]`` input embeddings of the question's nouns (M may be 0), or None.
         clip_relevance: ``[N]`` cosine of projected CLIP patch and question embeddings (empty without
             a question), or None.
+        patches: ``[N, Dv]``, the states that the projector reads, or None.
     """
 
     features: Tensor
@@ -54,6 +56,7 @@ class VisualTokens:
     received_attention: Tensor | None = None
     question: Tensor | None = None
     clip_relevance: Tensor | None = None
+    patches: Tensor | None = None
 
     def signal(self, signal: Signal) -> Tensor:
         """The tensor of a signal.

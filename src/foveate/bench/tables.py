@@ -40,7 +40,10 @@ def quality_tables(data: dict[str, Any]) -> Iterator[Table]:
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """Name, class, options with defaults, signals and source of every method."""
+    """Name, class, options with defaults, signals, facts and source of every method.
+
+    ``servable``: by an engine that needs the count of tokens before it encodes (`Method.countable`).
+    """
     rows = []
     for name, method in METHODS.items():
         default = method()
@@ -51,6 +54,10 @@ def describe_methods() -> list[dict[str, Any]]:
                 "options": {field.name: getattr(default, field.name) for field in fields(default)},
                 "needs": sorted(signal.value for signal in default.needs),
                 "wants": sorted(signal.value for signal in default.wants),
+                "acts": method.acts,
+                "complexity": method.complexity,
+                "nested": method.nested,
+                "servable": method.countable,
                 "source": method.source,
             }
         )
@@ -58,13 +65,11 @@ def describe_methods() -> list[dict[str, Any]]:
 
 
 def methods_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """`describe_methods` for a terminal."""
-    table = plain_table("name", "class", "options", "needs", "uses if there", "source")
+    """`describe_methods` for a terminal, without the options."""
+    table = plain_table("name", "source", "needs", "acts", "complexity", "nested", "servable")
     for row in rows:
-        options = ", ".join(f"{option}={value}" for option, value in row["options"].items())
-        table.add_row(
-            row["name"], row["class"], options, ", ".join(row["needs"]), ", ".join(row["wants"]), row["source"]
-        )
+        flags = ("yes" if row[flag] else "no" for flag in ("nested", "servable"))
+        table.add_row(row["name"], row["source"], ", ".join(row["needs"]), row["acts"], row["complexity"], *flags)
     return table
 
 

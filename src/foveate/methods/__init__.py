@@ -1,8 +1,13 @@
 """The methods: one paper per file, and the table by which all else finds them."""
 
 from foveate.methods.base import Method
+from foveate.methods.cdpruner import CDPruner
 from foveate.methods.compose import Compose
+from foveate.methods.dart import DART
+from foveate.methods.divprune import DivPrune
 from foveate.methods.downsample import DownsampledImage
+from foveate.methods.dpp import DPP
+from foveate.methods.fastervlm import FasterVLM
 from foveate.methods.fastv import FastV
 from foveate.methods.inside import Inside
 from foveate.methods.merging import Merging, Resizing
@@ -13,14 +18,23 @@ from foveate.methods.random import Random
 from foveate.methods.relevance_top_k import RelevanceTopK
 from foveate.methods.resprune import ResPrune
 from foveate.methods.rrqr import RRQR
+from foveate.methods.scope import SCOPE
 from foveate.methods.spare import SPARE
 from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.uniform import UniformGrid
+from foveate.methods.vispruner import VisPruner
 
 METHODS: dict[str, type[Method]] = {
     "spare": SPARE,
     "resprune": ResPrune,
     "rrqr": RRQR,
+    "dpp": DPP,
+    "cdpruner": CDPruner,
+    "divprune": DivPrune,
+    "scope": SCOPE,
+    "fastervlm": FasterVLM,
+    "vispruner": VisPruner,
+    "dart": DART,
     "random": Random,
     "uniform": UniformGrid,
     "pool": AveragePool,
@@ -33,14 +47,20 @@ METHODS: dict[str, type[Method]] = {
 INSIDE: dict[str, type[Inside]] = {"fastv": FastV, "pyramiddrop": PyramidDrop, "sparsevlm": SparseVLM}
 
 __all__ = [
+    "DART",
+    "DPP",
     "INSIDE",
     "METHODS",
     "RRQR",
+    "SCOPE",
     "SPARE",
     "AveragePool",
+    "CDPruner",
     "Compose",
+    "DivPrune",
     "DownsampledImage",
     "FastV",
+    "FasterVLM",
     "Inside",
     "Merging",
     "Method",
@@ -52,4 +72,5 @@ __all__ = [
     "Resizing",
     "SparseVLM",
     "UniformGrid",
+    "VisPruner",
 ]

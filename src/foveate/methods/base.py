@@ -19,12 +19,19 @@ class Method(ABC):
 
     Attributes:
         source: where the method is from.
+        acts: where tokens are dropped.
+        complexity: of `rank`, in the letters of `foveate.tokens`.
         nested: whether the first k' tokens of a ranking for k are the ranking for k', so that one ranking
             serves all smaller budgets. A promise: it is checked for the methods of the table.
+        countable: whether N and k alone say how many tokens are kept, whatever they hold: what an engine
+            must know that plans a prompt before its images are encoded.
     """
 
     source: ClassVar[str]
+    acts: ClassVar[str] = "before the language model"
+    complexity: ClassVar[str]
     nested: ClassVar[bool] = False
+    countable: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -61,6 +68,11 @@ def top(scores: Tensor, k: int) -> Tensor:
 def precise(values: Tensor) -> Tensor:
     """``values`` in the dtype of the computation: float64 stays, all else becomes float32."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def widest(values: Tensor) -> Tensor:
+    """``values`` in float64; in float32 on Apple's GPUs, which have no more."""
+    return values.float() if values.device.type == "mps" else values.double()
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:

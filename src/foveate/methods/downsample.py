@@ -23,6 +23,7 @@ class DownsampledImage(Resizing):
     """
 
     source: ClassVar[str] = "control"
+    complexity: ClassVar[str] = "O(k), and encoding once more"
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Resizing`: ``[h w]``, the middles of as many blocks of the full grid."""

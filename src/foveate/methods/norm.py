@@ -19,6 +19,7 @@ class NormTopK(Method):
     """
 
     source: ClassVar[str] = "control"
+    complexity: ClassVar[str] = "O(N D)"
     nested: ClassVar[bool] = True
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:

@@ -25,6 +25,7 @@ class AveragePool(Merging):
     """
 
     source: ClassVar[str] = "control"
+    complexity: ClassVar[str] = "O(k N D)"
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`: of each block, the token nearest its middle."""

@@ -27,6 +27,7 @@ class Random(Method):
     """
 
     source: ClassVar[str] = "control"
+    complexity: ClassVar[str] = "O(N)"
     nested: ClassVar[bool] = True
 
     seed: int = 0

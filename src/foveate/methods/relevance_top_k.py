@@ -27,6 +27,7 @@ class RelevanceTopK(Method):
     """
 
     source: ClassVar[str] = "control (arXiv 2603.21105, Table IV)"
+    complexity: ClassVar[str] = "O(M N D)"
     nested: ClassVar[bool] = True
 
     pool: Literal["max", "mean", "pooled"] = "max"

@@ -43,6 +43,7 @@ class ResPrune(Method):
     """
 
     source: ClassVar[str] = "arXiv 2603.21105"
+    complexity: ClassVar[str] = "O(k N D)"
     nested: ClassVar[bool] = True
 
     alpha: float | Literal["auto"] = "auto"

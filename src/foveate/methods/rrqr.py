@@ -28,6 +28,7 @@ class RRQR(Method):
     """
 
     source: ClassVar[str] = "Businger & Golub 1965"
+    complexity: ClassVar[str] = "O(k N D)"
     nested: ClassVar[bool] = True
 
     rows: Literal["raw", "unit"] = "raw"

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.methods.base import Method, at_least_zero, one_of
+from foveate.methods.base import Method, at_least_zero, one_of, precise
 from foveate.methods.relevance import powered, question_relevance, scaled
 from foveate.methods.rows import ROWS, rows_of
 from foveate.select import select_residual
@@ -42,6 +42,7 @@ class SPARE(Method):
     """
 
     source: ClassVar[str] = "arXiv 2606.18681"
+    complexity: ClassVar[str] = "O(k N D)"
     nested: ClassVar[bool] = True
 
     beta: float = 0.25
@@ -83,5 +84,5 @@ class SPARE(Method):
     def _relevance(self, tokens: VisualTokens) -> Tensor | None:
         if self.relevance == "llm":
             return question_relevance(tokens.features, tokens.signal(Signal.QUESTION), "mean")
-        relevance = tokens.signal(Signal.CLIP_RELEVANCE)
+        relevance = precise(tokens.signal(Signal.CLIP_RELEVANCE))
         return relevance if len(relevance) else None

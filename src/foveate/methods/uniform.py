@@ -24,6 +24,7 @@ class UniformGrid(Method):
     """
 
     source: ClassVar[str] = "control"
+    complexity: ClassVar[str] = "O(k)"
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""

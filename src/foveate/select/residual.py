@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidBudget, InvalidFeatures
+from foveate.select.inputs import check_count, check_features, check_weight, stacked
 
 # In units of the machine epsilon. A residual shorter than RANK_TOLERANCE * eps of the row itself is
 # rounding; scores within TIE_TOLERANCE * eps of the best are ties and go to the lowest index.
@@ -52,13 +53,10 @@ def select_residual(
 
     Source: SPARE (arXiv 2606.18681) and ResPrune (arXiv 2603.21105), with weights as their methods set.
     """
-    _check_shape(features, "[N, D] and [B, N, D]", 2, 3)
+    check_features(features, "[N, D] and [B, N, D]", 2, 3)
     n = features.shape[-2]
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= n:
-        raise InvalidBudget(f"k={k!r}: allowed is an int from 1 to the {n} rows at hand")
-    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != features.shape[:-1]):
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise InvalidFeatures(f"weight of shape {shape}: allowed is {tuple(features.shape[:-1])}, one per row")
+    check_count(k, n)
+    check_weight(weight, features)
     if features.dim() == 2:
         return _select(features, k, weight, _row_index(first, n))
     starts = first if isinstance(first, Tensor) and first.dim() == 1 else [first] * len(features)
@@ -68,7 +66,7 @@ def select_residual(
         _select(item, k, None if weight is None else weight[b], _row_index(starts[b], n))
         for b, item in enumerate(features)
     ]
-    return torch.stack(orders) if orders else torch.empty(0, k, dtype=torch.long, device=features.device)
+    return stacked(orders, k, features.device)
 
 
 @torch.no_grad()
@@ -85,7 +83,7 @@ def residual_energy(features: Tensor, kept: Tensor) -> Tensor:
     Raises:
         InvalidFeatures: wrong shapes, NaN or infinite values, an index out of range.
     """
-    _check_shape(features, "[N, D]", 2)
+    check_features(features, "[N, D]", 2)
     if kept.dim() != 1 or kept.is_floating_point():
         raise InvalidFeatures(f"kept of shape {tuple(kept.shape)} and {kept.dtype}: allowed are [k] integers")
     basis = _Basis(_rows(features.double()), len(kept))
@@ -114,7 +112,7 @@ def optimal_energy(features: Tensor, k: int) -> Tensor:
         InvalidFeatures: wrong shape, NaN or infinite values.
         InvalidBudget: ``k`` is negative or no int.
     """
-    _check_shape(features, "[N, D]", 2)
+    check_features(features, "[N, D]", 2)
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
         raise InvalidBudget(f"k={k!r}: allowed is an int of 0 or more")
     rows = _rows(features.double())
@@ -123,13 +121,6 @@ def optimal_energy(features: Tensor, k: int) -> Tensor:
     tails = torch.cat([spectrum.new_zeros(1), spectrum.cumsum(0)]).flip(0)
     tails = torch.nn.functional.pad(tails, (0, max(0, k + 1 - len(tails))))[: k + 1]
     return tails / tails[0] if tails[0] > 0 else tails
-
-
-def _check_shape(features: Tensor, allowed: str, *dims: int) -> None:
-    if not isinstance(features, Tensor):
-        raise InvalidFeatures(f"features of type {type(features).__name__}: allowed is a tensor {allowed}")
-    if features.dim() not in dims or features.shape[-2] == 0 or features.shape[-1] == 0:
-        raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed are {allowed}, none of them 0")
 
 
 def _row_index(index: int | Tensor | None, n: int) -> int | None:
@@ -161,8 +152,6 @@ def _weights(weight: Tensor | None, rows: Tensor) -> Tensor:
     """``[N]`` weights, the largest 1."""
     if weight is None:
         return rows.new_ones(len(rows), dtype=_wide(rows.device))
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise InvalidFeatures("weight holds NaN, infinite or negative values: allowed are finite numbers >= 0")
     peak = weight.amax()
     return (weight / peak if peak > 0 else weight).to(rows.device, _wide(rows.device))
 

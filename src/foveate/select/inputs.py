@@ -1,0 +1,50 @@
+"""What every engine asks of its inputs, and how it answers for a batch."""
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from foveate.errors import InvalidBudget, InvalidFeatures
+
+
+def check_features(features: Tensor, allowed: str, *dims: int) -> None:
+    """Check a tensor's shape.
+
+    Raises:
+        InvalidFeatures: no tensor, another number of dimensions, or no rows or columns.
+    """
+    if not isinstance(features, Tensor):
+        raise InvalidFeatures(f"features of type {type(features).__name__}: allowed is a tensor {allowed}")
+    if features.dim() not in dims or features.shape[-2] == 0 or features.shape[-1] == 0:
+        raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed are {allowed}, none of them 0")
+
+
+def check_count(k: int, n: int) -> None:
+    """Check a number of rows to select out of ``n``.
+
+    Raises:
+        InvalidBudget: ``k`` is not an int in ``[1, n]``.
+    """
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= n:
+        raise InvalidBudget(f"k={k!r}: allowed is an int from 1 to the {n} rows at hand")
+
+
+def check_weight(weight: Tensor | None, features: Tensor) -> None:
+    """Check one weight per row.
+
+    Raises:
+        InvalidFeatures: another shape, NaN, infinite or negative values.
+    """
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor) or weight.shape != features.shape[:-1]:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise InvalidFeatures(f"weight of shape {shape}: allowed is {tuple(features.shape[:-1])}, one per row")
+    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
+        raise InvalidFeatures("weight holds NaN, infinite or negative values: allowed are finite numbers >= 0")
+
+
+def stacked(orders: list[Tensor], k: int, device: torch.device) -> Tensor:
+    """``[B, k]`` of the items' orders ``[k]``; an empty batch has none."""
+    return torch.stack(orders) if orders else torch.empty(0, k, dtype=torch.long, device=device)
