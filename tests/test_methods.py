@@ -37,6 +37,10 @@ def tokens(height=6, width=8, d=16, m=3, seed=0, dtype=torch.float32):
         cls_attention=torch.rand(n, generator=generator),
         question=torch.randn(m, d, generator=generator),
         clip_relevance=torch.rand(n, generator=generator) - 0.5,
+        received_attention=torch.rand(n, generator=generator),
+        joint_attention=torch.rand(n, generator=generator),
+        patches=torch.randn(n, 6, generator=generator).to(dtype),
+        keys=torch.randn(n, 2, 4, generator=generator).to(dtype),
     )
 
 
@@ -83,7 +87,7 @@ def test_a_method_is_a_documented_frozen_dataclass(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_missing_signal_raises(name):
-    bare = replace(tokens(), cls_attention=None, question=None, clip_relevance=None)
+    bare = tokens().with_only(frozenset())
     method = METHODS[name]()
     if method.needs:
         with pytest.raises(MissingSignal):
