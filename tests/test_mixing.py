@@ -517,15 +517,16 @@ def test_they_refuse_what_they_cannot_have_before_any_work(name, monkeypatch):
 @torch.no_grad()
 def test_frames_are_merged_by_themselves(animal, name):
     model, inputs = model_of(animal), ZOO[animal].prompt((1,))
-    pruned = foveate.prune(model, inputs, NEW[name], keep=0.5, per_frame=True)
+    frames = len(foveate.prune(model, inputs, NEW[name], keep=0.5).grids[0])
+    pruned = foveate.prune(model, inputs, NEW[name], keep=2 * frames, per_frame=True)
     tokens = encode(model, family_of(animal), inputs, pruned.report.method.needs).images[0]
-    share = pruned.report.tokens_after[0] // len(tokens.grids)
-    parts = [pruned.report.method.merge(frame, share) for frame in tokens.frames()]
+    parts = [pruned.report.method.merge(frame, 2) for frame in tokens.frames()]
     ours = pruned["mm_encoder_outputs"]["video"].pooler_output[0]
-    assert len(tokens.grids) > 1
+    assert frames > 1
     assert sorted(ours[:, 0].tolist()) == pytest.approx(sorted(torch.cat(parts)[:, 0].tolist()), abs=1e-5)
     whole = pruned.report.method.merge(tokens, len(ours))
-    assert sorted(ours[:, 0].tolist()) != pytest.approx(sorted(whole[:, 0].tolist()), abs=1e-3)
+    same = sorted(ours[:, 0].tolist()) == pytest.approx(sorted(whole[:, 0].tolist()), abs=1e-3)
+    assert not same or name == "tome"  # whose pairs may be the same either way
 
 
 def test_one_preparation_serves_them_beside_methods_that_keep(tiny):
