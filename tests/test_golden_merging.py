@@ -348,3 +348,21 @@ def test_repeats_are_lost_in_the_authors_way_only_when_asked_to():
     assert len(idx) - len(set(idx.tolist())) == 7
     with pytest.raises(InvalidFeatures, match="allowed are distinct indices from 0 to 575"):
         merge_neighbours(case.pm_keys(), case.tensor("cls_attn64"), idx)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keys_are_compared_in_full_precision(half):
+    """Places of VisionZip and PruMerge follow attention, which is float32 always; ToMe's follow the keys."""
+    worst = {"rounded": 1.0, "one round": 1.0}
+    for case in cases(torch.float64):
+        keys = case.tensor("in/metric")[1:]
+        for k in (case.n * 3 // 4, case.n // 2, case.n // 3, case.n // 9):
+            ours, rounded, exact = (
+                set(merge_bipartite(given, k)[0].tolist())
+                for given in (keys.to(half), keys.to(half).double(), keys)
+            )
+            worst["rounded"] = min(worst["rounded"], len(ours & rounded) / k)
+            if k >= case.n // 2:
+                worst["one round"] = min(worst["one round"], len(ours & exact) / k)
+    assert worst["rounded"] == 1
+    assert worst["one round"] >= 0.99

@@ -79,22 +79,22 @@ class Attending(Mixing):
 
     @property
     @abstractmethod
-    def cls(self) -> Signal:
+    def of_cls(self) -> Signal:
         """Which attention of the CLS token."""
 
     @property
     def needs(self) -> frozenset[Signal]:
         """See `Method.needs`."""
-        return super().needs | {self.cls if self.attention == "cls" else Signal.RECEIVED_ATTENTION}
+        return super().needs | {self.of_cls if self.attention == "cls" else Signal.RECEIVED_ATTENTION}
 
     def settled(self, available: frozenset[Signal]) -> Self:
         """See `Method.settled`."""
         method = super().settled(available)
         if method.attention != "auto":
             return method
-        return replace(method, attention="cls" if self.cls in available else "received")
+        return replace(method, attention="cls" if self.of_cls in available else "received")
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """``[N]``, the attention, in float32 or better."""
         method = self.settled(tokens.signals)
-        return precise(tokens.signal(self.cls if method.attention == "cls" else Signal.RECEIVED_ATTENTION))
+        return precise(tokens.signal(self.of_cls if method.attention == "cls" else Signal.RECEIVED_ATTENTION))

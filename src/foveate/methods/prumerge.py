@@ -49,8 +49,8 @@ class PruMerge(Attending):
             raise InvalidOption(f"neighbours={self.neighbours!r}: allowed is an int of 1 or more")
 
     @property
-    def cls(self) -> Signal:
-        """See `Attending.cls`."""
+    def of_cls(self) -> Signal:
+        """See `Attending.of_cls`."""
         return Signal.JOINT_ATTENTION
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:

@@ -52,8 +52,8 @@ class VisionZip(Attending):
             )
 
     @property
-    def cls(self) -> Signal:
-        """See `Attending.cls`."""
+    def of_cls(self) -> Signal:
+        """See `Attending.of_cls`."""
         return Signal.CLS_ATTENTION
 
     def split(self, k: int) -> tuple[int, int]:
