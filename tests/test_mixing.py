@@ -4,10 +4,12 @@ The loops know no tensor operation of the library's; the models' own projections
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from foveate.families import FAMILIES
 from foveate.methods.mixing import Mixing
 from foveate.prune import prepare
 from foveate.select import count_outliers, merge_bipartite, merge_contextual, merge_neighbours
+from foveate.vision_attention import attention_tap, key_tap
 from test_families import NAMES, model_of
 from test_family_signals import family_of, kind_of
 from test_merging import close, replaced
@@ -373,8 +376,6 @@ def test_keys_are_carried_channel_by_channel_as_attention_is(name):
     """The carried keys of each family are those of its layer, each channel carried like a score."""
     model, family, inputs = model_of(name), family_of(name), ZOO[name].prompt((2, 1))
     kind = kind_of(inputs)
-    from foveate.vision_attention import key_tap
-
     with key_tap(family.attention(model, kind)) as captured:
         tokens = encode(model, family, inputs, frozenset({Signal.KEYS})).images
     heads, width = captured[0].shape[1:]
@@ -385,6 +386,33 @@ def test_keys_are_carried_channel_by_channel_as_attention_is(name):
             free = ours[~image_tokens.locked] if len(expected) < len(ours) else ours
             assert torch.allclose(free, expected, atol=1e-6)
             assert bool((ours[image_tokens.locked] == 0).all()) or len(expected) == len(ours)
+
+
+class Packed(torch.nn.Module):
+    """An attention layer that has sequences of 3 and 5 in one, as flash attention is told of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="eager")
+
+    def forward(self, query, key):
+        if self.config._attn_implementation == "eager":
+            return None
+        function = transformers.AttentionInterface()[self.config._attn_implementation]
+        return function(self, query, key, key, None, scaling=0.5, cu_seq_lens_q=torch.tensor([0, 3, 8]))
+
+
+def test_sequences_that_are_packed_in_one_are_told_apart():
+    query, key = torch.randn(1, 4, 8, 2), torch.randn(1, 2, 8, 2)  # two heads of queries to one of keys
+    layer = Packed()
+    with key_tap(layer) as keys, attention_tap(layer, first=True, joint=True) as joint:
+        layer(query, key)
+    assert torch.equal(torch.cat(keys), key[0].transpose(0, 1))
+    assert [len(part) for part in keys] == [len(part) for part in joint] == [3, 5]
+    wide = key.repeat_interleave(2, dim=1)[0].transpose(0, 1).flatten(1)
+    asked = query[0].transpose(0, 1).flatten(1)
+    for part, rows in zip(joint, (slice(0, 3), slice(3, 8)), strict=True):
+        assert torch.allclose(part, (wide[rows] @ asked[rows][0] * 0.5 / 2).softmax(0), atol=1e-6)
 
 
 # Models: what stands in the prompt is what the stock model is given by hand.

@@ -35,6 +35,7 @@ class VisionZip(Attending):
         Contextual tokens stand at their targets' places, not behind all others. A ``contextual`` of 0 keeps
         dominant tokens alone; a single token is dominant; a target whose key is zero takes in what is like no
         other target, not everything: with ``faithful`` these are an error, a contextual token, and everything.
+        Kept is the stride of the targets, by which the last few tokens of the rest never are one.
         Attention and keys are computed in float32.
     """
 
