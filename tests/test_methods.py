@@ -39,6 +39,8 @@ def tokens(height=6, width=8, d=16, m=3, seed=0, dtype=torch.float32):
         clip_relevance=torch.rand(n, generator=generator) - 0.5,
         received_attention=torch.rand(n, generator=generator),
         patches=torch.randn(n, d + 3, generator=generator).to(dtype),
+        joint_attention=torch.rand(n, generator=generator),
+        keys=torch.randn(n, 2, 4, generator=generator).to(dtype),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from foveate.select import optimal_energy, residual_energy, select_residual
 
-FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+FILES = sorted((Path(__file__).parent / "golden").glob("[!m]*.npz"))  # merge_*.npz are of test_golden_merging.py
 RUNS = ("ones", "const", "attn", "attn_seedmax", "lognorm", "zeros", "ones_seedrand")
 WEIGHTS = {"attn": "in/w_attn", "attn_seedmax": "in/w_attn", "lognorm": "in/w_lognorm", "zeros": "in/w_zeros"}
 PRECISIONS = {"64": torch.float64, "32": torch.float32}

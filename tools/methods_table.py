@@ -19,7 +19,10 @@ def main() -> None:
 
 def table() -> str:
     """The table, as Markdown."""
-    lines = ["| name | class | needs | acts | complexity | nested | servable | source |", "|---" * 8 + "|"]
+    lines = [
+        "| name | class | needs | families | acts | complexity | nested | servable | source |",
+        "|---" * 9 + "|",
+    ]
     for row in describe_methods():
         options = ", ".join(f"{name}={value!r}" for name, value in row["options"].items()).replace("'", '"')
         needs = ", ".join([*row["needs"], *(f"[{signal}]" for signal in row["wants"])]) or "-"
@@ -27,6 +30,7 @@ def table() -> str:
             f"`{row['name']}`",
             f"`{row['class']}({options})`",
             needs,
+            row["families"],
             row["acts"],
             row["complexity"],
             *("yes" if row[flag] else "no" for flag in ("nested", "servable")),

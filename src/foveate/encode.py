@@ -2,9 +2,10 @@
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,18 @@ from torch import Tensor, nn
 from foveate.errors import InvalidFeatures, InvalidInputs, UnsupportedModel
 from foveate.families import IMAGE, PIXELS, Family
 from foveate.tokens import Signal, VisualTokens
-from foveate.vision_attention import attention_tap
+from foveate.vision_attention import attention_tap, key_tap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ATTENTION = (Signal.CLS_ATTENTION, Signal.RECEIVED_ATTENTION)
+# What is read off the tower's attention layer, with what.
+TAPS: dict[Signal, Callable[[nn.Module], AbstractContextManager[list[Tensor]]]] = {
+    Signal.CLS_ATTENTION: partial(attention_tap, first=True),
+    Signal.RECEIVED_ATTENTION: partial(attention_tap, first=False),
+    Signal.JOINT_ATTENTION: partial(attention_tap, first=True, joint=True),
+    Signal.KEYS: key_tap,
+}
 PROJECTED = {Signal.CLIP_RELEVANCE, Signal.PATCHES}  # what is made of the projector's input
 
 
@@ -122,8 +129,8 @@ def _encode_kind(
     layer = family.attention(model, kind)
     with ExitStack() as stack:
         taps = {
-            signal: stack.enter_context(attention_tap(layer, first=signal == Signal.CLS_ATTENTION))
-            for signal in ATTENTION
+            signal: stack.enter_context(tap(layer))
+            for signal, tap in TAPS.items()
             if signal in signals and layer is not None
         }
         projector = family.projector(model) if PROJECTED & signals else None
@@ -152,15 +159,15 @@ def _encode_kind(
     for signal, captured in taps.items():
         carried = family.carry(model, inputs, kind, captured)
         images = [_with_scores(image, signal, scores) for image, scores in zip(images, carried, strict=True)]
-    if Signal.PATCHES in signals and states is not None:
-        read = torch.split(torch.cat(_entries(states)), counts)
-        images = [replace(image, patches=rows) for image, rows in zip(images, read, strict=True)]
+    patches = None if states is None else list(torch.split(torch.cat(_entries(states)), counts))
+    if patches is not None and Signal.PATCHES in signals:
+        images = [replace(image, patches=own) for image, own in zip(images, patches, strict=True)]
     layers = [torch.split(torch.cat(_entries(layer)), counts) for layer in output.get("deepstack_features") or ()]
     return Encoded(
         images,
         rows,
         [kind] * len(images),
-        None if states is None else [image for batch in states for image in batch],
+        patches,
         [list(image) for image in zip(*layers, strict=True)] if layers else [[] for _ in images],
     )
 
@@ -197,7 +204,7 @@ def _tokens(
 def _with_scores(tokens: VisualTokens, signal: Signal, scores: Tensor) -> VisualTokens:
     """The tokens with a signal; rows that are locked and no part of the picture get 0."""
     if len(scores) < len(tokens.features):
-        full = scores.new_zeros(len(tokens.features))
+        full = scores.new_zeros(len(tokens.features), *scores.shape[1:])
         full[~tokens.locked] = scores
         scores = full
     added: dict[str, Any] = {signal.value: scores}
@@ -234,7 +241,7 @@ def _input_tap(module: nn.Module) -> Iterator[list[Tensor]]:
 
     def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == thread:
-            captured.append(arguments[0].detach())
+            captured.append(arguments[0])  # attached: merging methods hand gradients on through it
 
     handle = module.register_forward_pre_hook(hook)
     try:

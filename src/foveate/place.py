@@ -72,6 +72,7 @@ def place(
     encoded: Encoded,
     method: Method,
     orders: Sequence[Tensor],
+    per_frame: bool = False,
 ) -> list[Tensor]:
     """Per image ``[k, D]``, what stands at the tokens chosen, in the same order.
 
@@ -90,7 +91,9 @@ def place(
         if k == 0 or len(order) == len(tokens.features):
             continue
         if isinstance(method, Merging):
-            placed[index] = torch.cat([placed[index][:locked], method.merge(tokens.unlocked(), k)])
+            frames = per_frame and encoded.kinds[index] == VIDEO
+            merged = _merged(model, family, method, tokens.unlocked(), k, frames)
+            placed[index] = torch.cat([placed[index][:locked], merged])
         elif isinstance(method, Resizing):
             size = method.size(tokens.grids[0], k)
             if size not in resized:
@@ -99,6 +102,19 @@ def place(
             rows = family.layout(model, prompt, IMAGE, index, len(small)).locked.to(small.device)
             placed[index] = torch.cat([small[rows], small[~rows]])
     return placed
+
+
+def _merged(
+    model: "PreTrainedModel", family: Family, method: Merging, tokens: VisualTokens, k: int, frames: bool
+) -> Tensor:
+    parts = tokens.frames() if frames else [tokens]
+    kept = shares(k, [len(part.features) for part in parts])
+    merged = torch.cat([method.merge(part, share) for part, share in zip(parts, kept, strict=True) if share])
+    projector = family.projector(model) if method.unprojected else None
+    if projector is None:
+        return merged
+    projected: Tensor = projector(merged[None])[0]
+    return projected
 
 
 def _counts(encoded: Encoded, budget: Budget, at_the_end: set[int]) -> list[int]:

@@ -166,7 +166,7 @@ class Prepared:
                 settings.budget,
                 settings.per_frame,
             )
-            placed = place(self._model, self._family, self._prompt, encoded, settled, orders)
+            placed = place(self._model, self._family, self._prompt, encoded, settled, orders, settings.per_frame)
             kept = [order.sort().values for order in orders]
             placed = [features[order.argsort()] for features, order in zip(placed, orders, strict=True)]
         with _timed(seconds, "shrink", self._model):

@@ -22,8 +22,10 @@ HINTS = {
     Signal.QUESTION: "the question's text: pass processor=, no tokenizer lies beside the checkpoint",
     Signal.CLIP_RELEVANCE: "a CLIP text tower: pass clip= (a CLIPModel, path or id), none is at the checkpoint",
     Signal.CLS_ATTENTION: "CLS attention: the vision tower has no CLS token",
-    Signal.PATCHES: "the projector's input: this family's projector does not read one state per token",
     Signal.RECEIVED_ATTENTION: "the vision tower's attention: where it is is not known of this family",
+    Signal.PATCHES: "states before the projector: it takes several patches per token here, or tiles cut later",
+    Signal.KEYS: "the vision tower's keys: where its attention is is not known of this family",
+    Signal.JOINT_ATTENTION: "CLS attention: the vision tower has no CLS token",
 }
 
 
@@ -71,6 +73,8 @@ class Source:
             Signal.QUESTION: tokenizer is not None,
             Signal.CLIP_RELEVANCE: tokenizer is not None and pair is not None,
             Signal.PATCHES: patches,
+            Signal.KEYS: tapped,
+            Signal.JOINT_ATTENTION: tapped and family.has_cls(model),
         }
         settled = method.settled(frozenset(signal for signal in Signal if has[signal]))
         for signal in Signal:

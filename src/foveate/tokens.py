@@ -23,10 +23,15 @@ class Signal(Enum):
     QUESTION = "question"
     CLIP_RELEVANCE = "clip_relevance"
     PATCHES = "patches"
+    KEYS = "keys"
+    JOINT_ATTENTION = "joint_attention"
 
 
 # The fields with one entry per token.
-PER_TOKEN = ("features", "locked", "cls_attention", "received_attention", "clip_relevance", "patches")
+PER_TOKEN = (
+    *("features", "locked", "cls_attention", "received_attention", "clip_relevance"),
+    *("patches", "keys", "joint_attention"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,11 @@ class VisualTokens:
         question: ``[M, D]`` input embeddings of the question's nouns (M may be 0), or None.
         clip_relevance: ``[N]`` cosine of projected CLIP patch and question embeddings (empty without
             a question), or None.
-        patches: ``[N, Dv]``, the states that the projector reads, or None.
+        patches: ``[N, Dv]`` states of the vision tower that the projector reads, or None.
+        keys: ``[N, heads, d]`` keys of the tower's layer that attention is read from, as its attention function is
+            handed them, norms and rotations included (mean over the patches that a token is made of), or None.
+        joint_attention: ``[N]`` attention of the tower's CLS query over the channels of all heads at once, as
+            one head of that width, or None.
     """
 
     features: Tensor
@@ -57,6 +66,8 @@ class VisualTokens:
     question: Tensor | None = None
     clip_relevance: Tensor | None = None
     patches: Tensor | None = None
+    keys: Tensor | None = None
+    joint_attention: Tensor | None = None
 
     def signal(self, signal: Signal) -> Tensor:
         """The tensor of a signal.

@@ -7,8 +7,9 @@ The model, its backend and its outputs stay as they are.
 
 import copy
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,11 @@ from foveate.errors import MissingSignal
 
 NAME = "foveate_attention_received"  # of our function among those of transformers
 QUERIES = 256  # rows of the attention matrix formed at a time
-_HERE = (
-    threading.local()
-)  # .found: what our function saw in this thread; .first: whether the CLS query alone is asked for
+_HERE = threading.local()  # .found: what our function saw in this thread; .read: what is made of it
+Read = Callable[[Tensor, Tensor, Tensor | None, float], list[Tensor]]
 
 
-@contextmanager
-def attention_tap(layer: nn.Module, first: bool) -> Iterator[list[Tensor]]:
+def attention_tap(layer: nn.Module, first: bool, joint: bool = False) -> AbstractContextManager[list[Tensor]]:
     """Collects ``[n]`` per sequence that ``layer`` attends over: an image, a tile, a frame, in order.
 
     Softmax over keys, mean over heads; of the first query where ``first`` (a CLS token), else the mean over all
@@ -33,7 +32,21 @@ def attention_tap(layer: nn.Module, first: bool) -> Iterator[list[Tensor]]:
     Args:
         layer: a vision attention module of transformers.
         first: whose attention.
+        joint: whether the channels of all heads count as one head of their width.
     """
+    return _tap(layer, partial(_received, first=first, joint=joint))
+
+
+def key_tap(layer: nn.Module) -> AbstractContextManager[list[Tensor]]:
+    """Collects the keys ``[n, heads, d]`` per sequence that ``layer`` attends over, padding included.
+
+    They are what the layer hands to its attention function: norms and rotations are in them.
+    """
+    return _tap(layer, lambda query, key, mask, scaling: list(key.transpose(1, 2).unbind(0)))
+
+
+@contextmanager
+def _tap(layer: nn.Module, read: Read) -> Iterator[list[Tensor]]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _collect)
@@ -43,7 +56,7 @@ def attention_tap(layer: nn.Module, first: bool) -> Iterator[list[Tensor]]:
     # Without keywords it is called in another thread, where torch finds the hook half removed.
     def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> None:
         if threading.get_ident() == thread and keywords is not None:
-            captured.extend(_attention_of(module, arguments, keywords, first))
+            captured.extend(_run_again(module, arguments, keywords, read))
 
     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -53,16 +66,16 @@ def attention_tap(layer: nn.Module, first: bool) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def _attention_of(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], first: bool) -> list[Tensor]:
+def _run_again(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], read: Read) -> list[Tensor]:
     twin = copy.copy(module)  # shares all weights
     twin.config = copy.copy(module.config)
     twin.config._attn_implementation = NAME
-    _HERE.found, _HERE.first = [], first
+    _HERE.found, _HERE.read = [], read
     try:
         type(module).forward(twin, *arguments, **keywords)  # past hooks of accelerate that hold on to `module`
         found: list[Tensor] = _HERE.found
     finally:
-        del _HERE.found
+        del _HERE.found, _HERE.read
     if not found:
         raise MissingSignal(f"{type(module).__name__} does not use transformers' attention functions")
     return found
@@ -74,12 +87,21 @@ def _collect(
     """An attention function as transformers calls them; ``query`` and ``key`` are ``[B, heads, n, d]``."""
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     lengths = options.get("cu_seq_lens_q")  # how flash attention is told of several sequences in one
     sizes = [query.shape[2]] if lengths is None else lengths.diff().tolist()
     for q, k in zip(torch.split(query, sizes, dim=2), torch.split(key, sizes, dim=2), strict=True):
-        _HERE.found.extend(_received(q.float() * scaling, k.float(), _allowed(attention_mask, q)).unbind(0))
+        _HERE.found.extend(_HERE.read(q, k, attention_mask, scaling))
     return value.transpose(1, 2), None
+
+
+def _received(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, first: bool, joint: bool
+) -> list[Tensor]:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    if joint:
+        scaling *= query.shape[1] ** -0.5
+        query, key = (heads.transpose(1, 2).flatten(2)[:, None] for heads in (query, key))
+    return list(_attention(query.float() * scaling, key.float(), _allowed(mask, query), first).unbind(0))
 
 
 def _allowed(mask: Tensor | None, query: Tensor) -> Tensor:
@@ -92,15 +114,15 @@ def _allowed(mask: Tensor | None, query: Tensor) -> Tensor:
     return allowed.expand(len(query), *allowed.shape[1:])
 
 
-def _received(query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+def _attention(query: Tensor, key: Tensor, allowed: Tensor, first: bool) -> Tensor:
     """``[B, n]``: attention that each key receives, from the first query or on average."""
     n = query.shape[2]
     asks = allowed.any(dim=2)[:, 0]  # [B, n]: a key that nobody may attend to is padding, and no query either
     rows = allowed.expand(-1, -1, n, -1)
-    queries = range(0, 1 if _HERE.first else n, QUERIES)
+    queries = range(0, 1 if first else n, QUERIES)
     total, count = torch.zeros_like(asks, dtype=torch.float32), torch.zeros_like(asks, dtype=torch.float32)
     for start in queries:
-        part = slice(start, min(start + QUERIES, 1 if _HERE.first else n))
+        part = slice(start, min(start + QUERIES, 1 if first else n))
         scores = (query[:, :, part] @ key.transpose(2, 3)).masked_fill(~rows[:, :, part], float("-inf"))
         weights = scores.softmax(dim=-1).mean(dim=1) * asks[:, part, None]
         total += weights.nan_to_num().sum(dim=1)

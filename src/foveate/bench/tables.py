@@ -10,7 +10,11 @@ from rich.text import Text
 
 from foveate.bench.answers import Answer
 from foveate.bench.quality.cells import percent
-from foveate.methods import METHODS
+from foveate.families import FAMILIES
+from foveate.methods import INSIDE, METHODS, Inside, Method, Resizing
+from foveate.tokens import Signal
+
+OF_CLS = {Signal.CLS_ATTENTION, Signal.JOINT_ATTENTION}
 
 
 def answers_table(answers: Sequence[Answer]) -> Table:
@@ -40,12 +44,13 @@ def quality_tables(data: dict[str, Any]) -> Iterator[Table]:
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """Name, class, options with defaults, signals, facts and source of every method.
+    """Name, class, options with defaults, signals, families, facts and source of every method.
 
     ``servable``: by an engine that needs the count of tokens before it encodes (`Method.countable`).
     """
     rows = []
-    for name, method in METHODS.items():
+    kinds: dict[str, type[Method] | type[Inside]] = {**METHODS, **INSIDE}
+    for name, method in kinds.items():
         default = method()
         rows.append(
             {
@@ -54,6 +59,7 @@ def describe_methods() -> list[dict[str, Any]]:
                 "options": {field.name: getattr(default, field.name) for field in fields(default)},
                 "needs": sorted(signal.value for signal in default.needs),
                 "wants": sorted(signal.value for signal in default.wants),
+                "families": _families(default),
                 "acts": method.acts,
                 "complexity": method.complexity,
                 "nested": method.nested,
@@ -64,12 +70,22 @@ def describe_methods() -> list[dict[str, Any]]:
     return rows
 
 
+def _families(method: Method | Inside) -> str:
+    """Which families the method can serve, with its options as they are."""
+    if isinstance(method, Inside):
+        return f"all but {', '.join(name for name, family in FAMILIES.items() if not family.drops_inside)}"
+    if isinstance(method, Resizing):
+        return "llava with a CLIP tower"
+    return "those with a CLS token" if method.needs & OF_CLS else "all"
+
+
 def methods_table(rows: Sequence[dict[str, Any]]) -> Table:
     """`describe_methods` for a terminal, without the options."""
-    table = plain_table("name", "source", "needs", "acts", "complexity", "nested", "servable")
+    table = plain_table("name", "source", "needs", "families", "acts", "complexity", "nested", "servable")
     for row in rows:
         flags = ("yes" if row[flag] else "no" for flag in ("nested", "servable"))
-        table.add_row(row["name"], row["source"], ", ".join(row["needs"]), row["acts"], row["complexity"], *flags)
+        cells = (row[fact] for fact in ("families", "acts", "complexity"))
+        table.add_row(row["name"], row["source"], ", ".join(row["needs"]), *cells, *flags)
     return table
 
 

@@ -29,7 +29,7 @@ class LlavaNext(Llava):
         """See `Family.layout`."""
         tiles = self._tiles(model, prompt)[index]
         n_patches = _side(model) ** 2
-        marks = self._pack(model, prompt, [torch.zeros(tiles, n_patches)], [index])[0]
+        marks = self._pack(model, prompt, [torch.zeros(tiles, n_patches, 1)], [index])[0][:, 0]
         newline = marks.isnan()
         widths = [stop - start for start, stop in runs((~newline).tolist())]
         grids = [(_side(model), _side(model))]
@@ -42,9 +42,10 @@ class LlavaNext(Llava):
         """See `Family.carry`: packed as the features are."""
         first = int(self.has_cls(model))
         tiles = self._tiles(model, prompt)
-        patches = torch.split(torch.stack([tile[first:] for tile in scores]), tiles)
+        shape = scores[0].shape[1:]
+        patches = torch.split(torch.stack([tile[first:].reshape(len(tile) - first, -1) for tile in scores]), tiles)
         marks = self._pack(model, prompt, list(patches), list(range(len(tiles))))
-        return [image[~image.isnan()] for image in marks]
+        return [image[~image[:, 0].isnan()].reshape(-1, *shape) for image in marks]
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """See `Family.projector`: it sees tiles that are cut and joined only later."""
@@ -63,14 +64,14 @@ class LlavaNext(Llava):
     def _pack(
         self, model: "PreTrainedModel", prompt: Prompt, patches: list[Tensor], which: list[int]
     ) -> list[Tensor]:
-        """``[N]`` per image of ``patches [tiles, n]``, NaN at newlines."""
+        """``[N, C]`` per image of ``patches [tiles, n, C]``, NaN at newlines."""
         packed, _ = base_of(model).pack_image_features(
-            [image[..., None] for image in patches],
+            patches,
             prompt["image_sizes"][which],
             **self._packing(model, prompt),
-            image_newline=patches[0].new_full((1,), float("nan")),
+            image_newline=patches[0].new_full(patches[0].shape[2:], float("nan")),
         )
-        return [image[:, 0] for image in packed]
+        return list(packed)
 
     def _packing(self, model: "PreTrainedModel", prompt: Prompt) -> dict[str, Any]:
         return {"vision_feature_select_strategy": model.config.vision_feature_select_strategy}
@@ -102,7 +103,7 @@ class LlavaNextVideo(LlavaNext):
         side = _side(model)
         small = side // model.config.spatial_pool_stride
         frames = [pooled(frame[first:], (side, side), (small, small)) for frame in scores]
-        return list(torch.stack(frames).reshape(videos, -1))
+        return list(torch.stack(frames).reshape(videos, -1, *frames[0].shape[1:]))
 
 
 class LlavaOnevision(LlavaNext):
@@ -128,8 +129,9 @@ class LlavaOnevision(LlavaNext):
         if kind == IMAGE:
             return super().carry(model, prompt, kind, scores)
         videos = prompt["pixel_values_videos"].shape[0]
-        small = base_of(model).apply_pooling(torch.stack(scores)[..., None])
-        return list(small.reshape(videos, -1))
+        shape = scores[0].shape[1:]
+        small = base_of(model).apply_pooling(torch.stack([frame.reshape(len(frame), -1) for frame in scores]))
+        return list(small.reshape(videos, -1, *shape))
 
     def _tiles(self, model: "PreTrainedModel", prompt: Prompt) -> list[int]:
         counts = super()._tiles(model, prompt)

@@ -93,7 +93,8 @@ class Family:
     def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
         """Scores of the tower's patches, one ``[n]`` per sequence it attended over, carried to tokens.
 
-        Returns ``[N]`` per image, or less where locked rows have no patch: those of the rows that are not locked.
+        Or ``[n, ...]``, such as keys. Returns ``[N]`` or ``[N, ...]`` per image, or less where locked rows have no
+        patch: those of the rows that are not locked.
         """
         return scores
 

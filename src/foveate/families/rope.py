@@ -39,7 +39,7 @@ class Qwen2VL(Family):
         """See `Family.carry`: the mean over the patches of a token, which follow one another."""
         merge = model.config.vision_config.spatial_merge_size**2
         grids = prompt[GRIDS[kind]]
-        tokens = torch.cat(scores).reshape(-1, merge).mean(dim=1)
+        tokens = torch.cat(scores).reshape(-1, merge, *scores[0].shape[1:]).mean(dim=1)
         images = torch.split(tokens, (grids.prod(dim=1) // merge).tolist())
         return [
             self._in_raster_order(model, image, grid) for image, grid in zip(images, grids.tolist(), strict=True)

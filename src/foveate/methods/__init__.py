@@ -13,6 +13,8 @@ from foveate.methods.inside import Inside
 from foveate.methods.merging import Merging, Resizing
 from foveate.methods.norm import NormTopK
 from foveate.methods.pool import AveragePool
+from foveate.methods.prumerge import PruMerge
+from foveate.methods.prumergeplus import PruMergePlus
 from foveate.methods.pyramiddrop import PyramidDrop
 from foveate.methods.random import Random
 from foveate.methods.relevance_top_k import RelevanceTopK
@@ -21,7 +23,9 @@ from foveate.methods.rrqr import RRQR
 from foveate.methods.scope import SCOPE
 from foveate.methods.spare import SPARE
 from foveate.methods.sparsevlm import SparseVLM
+from foveate.methods.tome import ToMe
 from foveate.methods.uniform import UniformGrid
+from foveate.methods.visionzip import VisionZip
 from foveate.methods.vispruner import VisPruner
 
 METHODS: dict[str, type[Method]] = {
@@ -35,6 +39,10 @@ METHODS: dict[str, type[Method]] = {
     "fastervlm": FasterVLM,
     "vispruner": VisPruner,
     "dart": DART,
+    "visionzip": VisionZip,
+    "prumerge": PruMerge,
+    "prumergeplus": PruMergePlus,
+    "tome": ToMe,
     "random": Random,
     "uniform": UniformGrid,
     "pool": AveragePool,
@@ -65,12 +73,16 @@ __all__ = [
     "Merging",
     "Method",
     "NormTopK",
+    "PruMerge",
+    "PruMergePlus",
     "PyramidDrop",
     "Random",
     "RelevanceTopK",
     "ResPrune",
     "Resizing",
     "SparseVLM",
+    "ToMe",
     "UniformGrid",
     "VisPruner",
+    "VisionZip",
 ]

@@ -23,6 +23,8 @@ class FastV(Inside):
     """
 
     source: ClassVar[str] = "arXiv 2403.06764"
+    complexity: ClassVar[str] = "O(L D)"
+    nested: ClassVar[bool] = True
 
     layer: int = 2
 

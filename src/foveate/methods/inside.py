@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from foveate.tokens import Signal
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -44,9 +46,27 @@ class Inside(ABC):
 
     Attributes:
         source: where the method is from.
+        acts: where tokens are dropped.
+        complexity: of the scores, beside the keys of one layer once more for each drop.
+        nested: whether what is kept of k' < k tokens is among what is kept of k.
+        countable: never: an engine that plans a prompt's memory cannot shorten some layers' caches.
     """
 
     source: ClassVar[str]
+    acts: ClassVar[str] = "inside the language model"
+    complexity: ClassVar[str]
+    nested: ClassVar[bool] = False
+    countable: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """None: what it needs arises in the language model."""
+        return frozenset()
+
+    @property
+    def wants(self) -> frozenset[Signal]:
+        """None likewise."""
+        return frozenset()
 
     @abstractmethod
     def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:

@@ -13,6 +13,11 @@ from foveate.tokens import VisualTokens
 class Merging(Method):
     """A method that puts one new token into each place it keeps; `rank` gives the places."""
 
+    @property
+    def unprojected(self) -> bool:
+        """Whether `merge` gives states that the projector has yet to take (``[k, Dv]``), not features."""
+        return False
+
     @abstractmethod
     def merge(self, tokens: VisualTokens, k: int) -> Tensor:
         """``[k, D]``, what stands at the tokens of ``rank(tokens, k)``, in its order; gradients flow.

@@ -28,6 +28,7 @@ class PyramidDrop(Inside):
     """
 
     source: ClassVar[str] = "arXiv 2410.17247"
+    complexity: ClassVar[str] = "O(L D) a drop"
 
     layers: tuple[int, ...] | None = None
 

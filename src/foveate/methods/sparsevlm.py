@@ -41,6 +41,7 @@ class SparseVLM(Inside):
     """
 
     source: ClassVar[str] = "arXiv 2410.04417"
+    complexity: ClassVar[str] = "O(M L D + N^2 D) a drop"
 
     layers: tuple[int, int, int] | None = None
     recycle_dropped: bool = True
