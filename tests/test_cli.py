@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from foveate import METHODS, RRQR, SPARE, Random, ResPrune, bench, mini
+from foveate import METHODS, RRQR, SPARE, FastV, PyramidDrop, Random, ResPrune, SparseVLM, bench, mini
 from foveate.cli import app
 from foveate.errors import InvalidOption
 from foveate.families import FAMILIES
@@ -246,6 +246,9 @@ def test_methods_as_text():
     assert parse_method("resprune:alpha=0.3,seed=none") == ResPrune(alpha=0.3, seed="none")
     assert parse_method("spare:sign=+,rows=unit") == SPARE(sign="+", rows="unit")
     assert parse_method("random:seed=7") == Random(seed=7)
+    assert parse_method("fastv:layer=3") == FastV(layer=3)
+    assert parse_method("pyramiddrop:layers=2+4+7") == PyramidDrop(layers=(2, 4, 7))
+    assert parse_method("sparsevlm:layers=none,recycle_dropped=false") == SparseVLM(recycle_dropped=False)
     assert parse_method(" rrqr ") == RRQR()
 
 

@@ -34,7 +34,7 @@ ALLOWED = {
     "prune": CORE,
     "full_prompt": set(),
     "parts": BASE | {"methods"},
-    "layer_attention": {"errors"},
+    "layer_attention": {"errors", "methods"},
     "dropping": BASE | {"families", "methods", "encode", "pruned", "layer_attention"},
     "attach": CORE | {"prune", "full_prompt", "turns", "parts", "dropping"},
     "turns": BASE | {"pruned"},

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.budget import Budget
 from foveate.check import check_method, has_pixels, with_mask
-from foveate.dropping import Dropping
+from foveate.dropping import Dropping, dropping
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
 from foveate.full_prompt import FullPrompt
@@ -61,12 +61,11 @@ class Attached:
     @contextmanager
     def dropping(self, model: "PreTrainedModel", pruned: Pruned) -> Iterator[Dropping | None]:
         """Drop inside the language model what the method does, in this thread's passes inside the block."""
-        if not self._parts.inside:
-            yield None
-            return
-        dropped = Dropping(model, family_of(model, self.sources["family"]), pruned, self._parts.inside)
-        with dropped.hooked():
+        own = family_of(model, self.sources["family"])
+        with dropping(model, own, pruned, self._parts.inside) as dropped:
             yield dropped
+        if dropped is None:
+            return
         told = replace(pruned.report, tokens_per_layer=dropped.tokens_per_layer)
         self.last, self.dropped = replace(pruned.detached(), report=told), dropped
 

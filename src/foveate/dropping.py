@@ -119,6 +119,7 @@ class Dropping:
         self, model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Sequence[tuple[Inside, Budget]]
     ) -> None:
         self._decoder: Any = _decoder(model, family)
+        self._entered = pruned.kept
         self._images = _images(model, family, pruned)
         self._mask = pruned["attention_mask"].bool()
         self._text = self._mask & ~placeholders(model, family, pruned["input_ids"])
@@ -134,6 +135,14 @@ class Dropping:
     def kept(self) -> dict[int, list[Tensor]]:
         """By layer that tokens were dropped before, per image: ascending indices left of those that entered."""
         return self._kept
+
+    @property
+    def kept_at_last(self) -> list[Tensor]:
+        """Per image, what `kept` says of the last drop, as indices among the image's own tokens."""
+        if not self._kept:
+            return self._entered
+        kept = self._kept[max(self._kept)]
+        return [entered[left.to(entered.device)] for entered, left in zip(self._entered, kept, strict=True)]
 
     @property
     def tokens_per_layer(self) -> list[list[int]]:
@@ -343,6 +352,19 @@ class Dropping:
             if recycled is not None:
                 own[:, gone.columns[recycled.places]] = recycled.states
         return states
+
+
+@contextmanager
+def dropping(
+    model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Sequence[tuple[Inside, Budget]]
+) -> Iterator[Dropping | None]:
+    """Inside the block, this thread's passes drop what ``parts`` say of a prompt; None where there are none."""
+    if not parts:
+        yield None
+        return
+    drops = Dropping(model, family, pruned, parts)
+    with drops.hooked():
+        yield drops
 
 
 def _packed(columns: Tensor, stays: Tensor, on_left: bool) -> Left:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedModel
+from foveate.methods.base import precise
 
 NAME = "foveate_queries_and_keys"  # of our function among those of transformers
 _HERE = threading.local()  # .found: queries and keys of this thread's layer, scaled
@@ -35,15 +36,27 @@ def attention_paid(
         UnsupportedModel: its attention does not go through transformers' attention functions.
     """
     query, key = _queries_and_keys(layer, states, options)
-    groups = query.shape[1] // key.shape[1]
     columns = torch.arange(states.shape[1], device=states.device)
-    paid = []
-    for row, rating in enumerate(raters):
-        keys = key[row].float().repeat_interleave(groups, dim=0)
-        scores = query[row][:, rating].float() @ keys.transpose(1, 2)  # [heads, raters, L]
-        allowed = mask[row] & (columns <= rating[:, None])
-        paid.append(scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1).mean(dim=(0, 1)))
-    return torch.stack(paid)
+    return torch.stack(
+        [
+            paid(query[row][:, rating], key[row], mask[row] & (columns <= rating[:, None]))
+            for row, rating in enumerate(raters)
+        ]
+    )
+
+
+def paid(query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    """``[L]``: softmax over the columns, mean over heads and raters, in float32 or better.
+
+    Args:
+        query: ``[H, R, d]`` of the raters, scaled.
+        key: ``[heads of keys, L, d]``.
+        allowed: ``[R, L]`` bool.
+    """
+    keys = precise(key).repeat_interleave(query.shape[0] // key.shape[0], dim=0)
+    scores = precise(query) @ keys.transpose(1, 2)
+    weights: Tensor = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1).mean(dim=(0, 1))
+    return weights
 
 
 def _queries_and_keys(layer: Any, states: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:

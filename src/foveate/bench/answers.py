@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from foveate.bench.arm import Arm
-from foveate.families import View
-from foveate.methods import Method
+from foveate.dropping import dropping
+from foveate.families import View, family_of
+from foveate.methods import Inside, Method
+from foveate.parts import Parts
 from foveate.prune import prune
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class Answer:
     """What one arm answered, and what it took.
 
     Attributes:
-        tokens: visual tokens that went to the language model, and of how many.
+        tokens: visual tokens that went to the language model (to its last layer, where the method acts
+            inside), and of how many.
         prompt: prompt tokens that went to the language model, visual ones included.
         seconds: ``encode``, ``select`` (with text relevance), ``prefill`` (to the first new token),
             ``decode`` (the rest).
@@ -37,7 +40,7 @@ class Answer:
     prompt: int
     new_tokens: int
     seconds: dict[str, float]
-    decided: Method
+    decided: Method | Inside
     tagger: str | None
     views: list[View] = field(repr=False)
 
@@ -84,16 +87,20 @@ def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 def _answer(
     model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max_new_tokens: int, size: tuple[int, int]
 ) -> Answer:
-    pruned = prune(model, inputs, arm.method, keep=arm.budget, processor=processor)
+    parts = Parts.of(arm.method, arm.budget, None)
+    pruned = prune(model, inputs, parts.prompt, keep=parts.budget, processor=processor)
     watch = _Stopwatch()
-    output = model.generate(**pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
+    with dropping(model, family_of(model), pruned, parts.inside) as drops:
+        output = model.generate(**pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
+    if drops is not None:
+        pruned = replace(pruned, kept=drops.kept_at_last)
     prefill, decode = watch.split()
     new = output[0, pruned["input_ids"].shape[1] :]
     stages = pruned.report.seconds
     return Answer(
         arm=arm,
         text=str(processor.decode(new, skip_special_tokens=True)).strip(),
-        tokens=(pruned.report.tokens_after[0], pruned.report.tokens_before[0]),
+        tokens=(len(pruned.kept[0]), pruned.report.tokens_before[0]),
         prompt=pruned.report.prompt_after[0],
         new_tokens=len(new),
         seconds={
@@ -102,7 +109,7 @@ def _answer(
             "prefill": prefill,
             "decode": decode,
         },
-        decided=pruned.report.method,
+        decided=pruned.report.method if drops is None else arm.method,
         tagger=pruned.report.tagger,
         views=pruned.views(0, size),
     )

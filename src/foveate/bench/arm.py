@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from foveate.budget import Budget
-from foveate.methods import Method, UniformGrid
+from foveate.errors import InvalidOption
+from foveate.methods import Inside, Method, UniformGrid
 from foveate.methods.spec import parse_method, split_methods
 
 ALL = "none"
@@ -15,7 +16,7 @@ class Arm:
     """A method as the user wrote it, a budget, and position ids; ``none`` keeps every token, on the same path."""
 
     name: str
-    method: Method
+    method: Method | Inside
     budget: Budget
     positions: str = ORIGINAL
 
@@ -23,6 +24,20 @@ class Arm:
     def keeps_all(self) -> bool:
         """Whether it is the arm of all tokens, whatever the budgets."""
         return self.name == ALL
+
+    @property
+    def prunes_with(self) -> Method:
+        """The method, where it prunes the prompt.
+
+        Raises:
+            InvalidOption: it acts inside the language model.
+        """
+        if isinstance(self.method, Inside):
+            raise InvalidOption(
+                f"method {self.name!r} acts inside the language model: allowed are those that prune the prompt, "
+                "arms are compared at equal numbers of tokens given to it"
+            )
+        return self.method
 
     @property
     def title(self) -> str:

@@ -5,20 +5,22 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from foveate.errors import InvalidOption
-from foveate.methods import METHODS
-from foveate.methods.base import Method
+from foveate.methods import INSIDE, METHODS, Inside, Method
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str) -> Method | Inside:
     """The method that ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE`` describes; the options are its fields.
+
+    Several layers are written ``8+16+24``.
 
     Raises:
         InvalidOption: an unknown method, an unknown option, or a value that its type does not allow.
     """
     name, _, written = text.strip().partition(":")
-    if name not in METHODS:
-        raise InvalidOption(f"method {name!r}: allowed are {', '.join(METHODS)}")
-    method = METHODS[name]
+    known: dict[str, type[Method] | type[Inside]] = {**METHODS, **INSIDE}
+    if name not in known:
+        raise InvalidOption(f"method {name!r}: allowed are {', '.join(known)}")
+    method = known[name]
     hints = get_type_hints(method)
     allowed = [field.name for field in fields(method)]
     options = {}
@@ -59,9 +61,18 @@ def _value(option: str, text: str, hint: Any) -> Any:
                 return kind(text)
             except ValueError:
                 continue
+        if kind is tuple:
+            parts = text.split("+")
+            if all(part.isdecimal() for part in parts):
+                return tuple(int(part) for part in parts)
+            continue
         if text.lower() == str(kind).lower():
             return kind
-    allowed = [f"{kind.__name__} number" if isinstance(kind, type) else str(kind).lower() for kind in kinds]
+    named: dict[type, str] = {tuple: "layers such as 8+16+24"}
+    allowed = [
+        (named.get(kind) or f"{kind.__name__} number") if isinstance(kind, type) else str(kind).lower()
+        for kind in kinds
+    ]
     raise InvalidOption(f"{option}={text!r}: allowed are {', '.join(allowed)}")
 
 
@@ -71,6 +82,8 @@ def _kinds(hint: Any) -> list[Any]:
         return [kind for part in get_args(hint) for kind in _kinds(part)]
     if get_origin(hint) is Literal:
         return list(get_args(hint))
+    if get_origin(hint) is tuple:
+        return [tuple]
     if hint is bool:
         return [True, False]
     return [None] if hint is type(None) else [hint]

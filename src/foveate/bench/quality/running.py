@@ -39,7 +39,7 @@ def settler(model: "PreTrainedModel", processor: Any, clip: str | None) -> Calla
 
     @cache
     def settle(arm: Arm) -> Arm:
-        return replace(arm, method=Source.find(model, family_of(model), arm.method, processor, clip).method)
+        return replace(arm, method=Source.find(model, family_of(model), arm.prunes_with, processor, clip).method)
 
     return settle
 
@@ -105,7 +105,7 @@ def _run_batch(
     progress: Progress,
 ) -> None:
     inputs = requests(processor, [item.image() for item in batch], [item.question for item in batch])
-    methods = list(dict.fromkeys([UniformGrid(), *(arm.method for arm in arms)]))
+    methods = list(dict.fromkeys([UniformGrid(), *(arm.prunes_with for arm in arms)]))
     prepared = prepare(model, inputs.to(model.device), methods, processor=processor, clip=clip)
     everything = prepared.keep(UniformGrid(), 1.0)["mm_encoder_outputs"]["image"].pooler_output
     energies: dict[str, Energies] = {}  # by method: its smaller budgets are mostly prefixes of its largest
@@ -125,7 +125,7 @@ def _answer(
     energies: Energies,
 ) -> Batch:
     start = time.perf_counter()
-    pruned = prepared.keep(arm.method, arm.budget, positions=arm.positions)
+    pruned = prepared.keep(arm.prunes_with, arm.budget, positions=arm.positions)
     output = model.generate(**pruned, max_new_tokens=ANSWER_TOKENS, do_sample=False)
     seconds = time.perf_counter() - start
     _check_counts(arm, pruned)
