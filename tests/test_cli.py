@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from foveate import METHODS, RRQR, SPARE, FastV, PyramidDrop, Random, ResPrune, SparseVLM, bench, mini
+from foveate import INSIDE, METHODS, RRQR, SPARE, FastV, PyramidDrop, Random, ResPrune, SparseVLM, bench, mini
 from foveate.cli import app
 from foveate.errors import InvalidOption
 from foveate.families import FAMILIES
@@ -121,7 +121,7 @@ def test_any_llava_checkpoint_works_without_template_and_clip(tmp_path):
 
 def test_methods_lists_the_table():
     rows = run_json("methods")["methods"]
-    assert [row["name"] for row in rows] == list(METHODS)
+    assert [row["name"] for row in rows] == [*METHODS, *INSIDE]
     spare = rows[0]
     assert spare["options"] == {"beta": 0.25, "relevance": "auto", "sign": "-", "rows": "raw"}
     assert spare["needs"] == ["question"]

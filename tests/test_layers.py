@@ -40,7 +40,7 @@ ALLOWED = {
     "turns": BASE | {"pruned"},
     "mini": {"errors"},
     "draw": BASE | {"families"},
-    "bench": CORE | {"prune", "mini"},
+    "bench": CORE | {"prune", "mini", "parts", "dropping"},
     "__main__": {"cli"},
     "cli": CORE | {"prune", "attach", "mini", "bench", "draw"},
 }

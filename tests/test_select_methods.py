@@ -85,7 +85,7 @@ def test_a_model_whose_projector_reads_several_patches_has_none(monkeypatch):
     assert Source.find(model, family, SCOPE(), None, None).method.states == "patches"
     monkeypatch.setattr(type(family), "projector", lambda self, model: None)
     assert Source.find(model, family, SCOPE(), None, None).method.states == "tokens"
-    with pytest.raises(MissingSignal, match="projector's input"):
+    with pytest.raises(MissingSignal, match="states before the projector"):
         Source.find(model, family, VisPruner(faithful=True), None, None)
 
 
