@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import foveate
-from conftest import PROMPTS
+from conftest import PROMPTS, REPEATS_RIGHTLY, features_by_row
 from foveate.methods import UniformGrid
-from test_families import NAMES, NEW, visual
+from test_families import NAMES, NEW, positions_of, visual
 from zoo import ZOO, animal
 
 DEPTH = 5
@@ -139,7 +139,11 @@ LEFT = [name for name in PROMPTS if name != "right padding"]
 
 def stock_generate(name, model, inputs, attached, **options):
     inputs = {key: value for key, value in inputs.items() if key != "labels"}
-    with masked_from(model, inputs, dropped_columns(name, inputs, attached)):
+    gone = dropped_columns(name, inputs, attached)
+    if "num_beams" in options and not REPEATS_RIGHTLY:
+        placed = {**inputs, "position_ids": positions_of(model, inputs, inputs["attention_mask"])}
+        inputs = features_by_row(model, inputs, placed)
+    with masked_from(model, inputs, gone):
         return model.generate(**inputs, max_new_tokens=NEW, **options)[:, -NEW:].tolist()
 
 
