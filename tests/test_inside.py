@@ -4,9 +4,12 @@ The oracle is the stock model on the full prompt, whose layers are given, from t
 tokens dropped. Nothing is shortened there.
 """
 
+import threading
 from contextlib import contextmanager
 from functools import cache
 
+import accelerate
+import peft
 import pytest
 import torch
 
@@ -378,6 +381,52 @@ def test_nothing_is_left_behind():
         name: value for name, value in model.get_decoder().__dict__.items() if not name.startswith("_")
     }
     assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
+
+
+def test_threads_drop_their_own():
+    model = deep("qwen3_vl")
+    prompts = [
+        ZOO["qwen3_vl"].prompt(rows, seed=seed) for seed, rows in enumerate([(1,), (2,), (1, 2), (2, 0, 1)])
+    ]
+    told = {}
+    with foveate.attach(model, METHODS["pyramiddrop"], keep=0.3):
+        expected = [model.generate(**prompt, max_new_tokens=3).tolist() for prompt in prompts]
+
+        def ask(number):
+            told[number] = [model.generate(**prompts[number], max_new_tokens=3).tolist() for _ in range(3)]
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(told[number] == [expected[number]] * 3 for number in range(len(prompts)))
+
+
+@pytest.mark.parametrize("put", ["LoRA", "offload"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_adapters_and_offloaded_weights(name, put):
+    inputs = ZOO[name].prompt((1, 2))
+    inputs.pop("labels", None)
+    before = dict(animal.LANGUAGE)
+    animal.LANGUAGE["num_hidden_layers"] = DEPTH
+    try:
+        plain = ZOO[name].build()
+    finally:
+        animal.LANGUAGE.update(before)
+    outer = plain
+    if put == "LoRA":
+        torch.manual_seed(1)
+        config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        outer = peft.get_peft_model(plain, config).eval()
+    with foveate.attach(outer, METHODS["fastv"], keep=0.4) as attached:
+        expected = outer.generate(**inputs, max_new_tokens=NEW)[:, -NEW:].tolist()
+    if put == "LoRA":
+        assert expected == stock_generate(name, plain, inputs, attached)
+        return
+    offloaded = accelerate.cpu_offload(plain, "cpu")
+    with foveate.attach(offloaded, METHODS["fastv"], keep=0.4):
+        assert offloaded.generate(**inputs, max_new_tokens=NEW)[:, -NEW:].tolist() == expected
 
 
 def test_text_alone_passes():

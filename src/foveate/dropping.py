@@ -20,7 +20,7 @@ from foveate.errors import InvalidBudget, UnsupportedModel
 from foveate.families import Family
 from foveate.layer_attention import attention_paid
 from foveate.methods.base import top
-from foveate.methods.inside import Inside
+from foveate.methods.inside import Inside, Recycled
 from foveate.pruned import Pruned
 
 if TYPE_CHECKING:
@@ -218,15 +218,15 @@ class Dropping:
             if now is None or index >= len(now.deepstack) or threading.get_ident() != self._thread:
                 return None
             assert now.visual is not None
-            visual, left = now.visual.to(output.device), self._at(index)
+            visual, left = now.visual.to(self._mask.device), self._at(index)
             order = (visual.flatten().cumsum(dim=0) - 1).view_as(visual)
             if left is not None:
                 columns, real = self._extended(now, left, len(visual))
                 visual = torch.take_along_dim(visual, columns, dim=1) & real
                 order = torch.take_along_dim(order, columns, dim=1)
-            added = now.deepstack[index].to(output.device, output.dtype)[order[visual]]
+            visual, order = visual.to(output.device), order.to(output.device)
             states = output.clone()
-            states[visual] += added
+            states[visual] += now.deepstack[index].to(output.device, output.dtype)[order[visual]]
             return states
 
         return hook
@@ -235,6 +235,13 @@ class Dropping:
         """What is left at a layer; None for the whole prompt."""
         found = [self._left[layer] for layer in sorted(self._left) if layer <= index]
         return found[-1] if found else None
+
+    def _columns(self, left: Left | None) -> tuple[Tensor, Tensor]:
+        """``columns`` and ``real`` of what is left, or of the whole prompt."""
+        if left is not None:
+            return left.columns, left.real
+        whole = torch.arange(self._mask.shape[1], device=self._mask.device)
+        return whole.expand(len(self._mask), -1), self._mask
 
     def _extended(self, now: _Pass, left: Left, batch: int) -> tuple[Tensor, Tensor]:
         """``columns`` and ``real`` with the columns of later tokens behind, for a batch of copies of each row."""
@@ -250,7 +257,7 @@ class Dropping:
             return options
         from transformers.masking_utils import create_causal_mask
 
-        columns, real = self._extended(now, left, len(states))
+        columns, real = (part.to(states.device) for part in self._extended(now, left, len(states)))
         cut = dict(options)
         if now.cached == 0:
             cut["position_embeddings"] = tuple(
@@ -276,8 +283,7 @@ class Dropping:
     ) -> None:
         """Scores for the next drop, unless it was decided in an earlier pass; ``index`` says what is left."""
         left, copies = self._at(index), len(states) // len(self._mask)
-        columns = torch.arange(self._mask.shape[1], device=states.device).expand(len(self._mask), -1)
-        columns, real = (columns, self._mask) if left is None else (left.columns, left.real)
+        columns, real = self._columns(left)
         if now.width > self._mask.shape[1]:
             return
         options = {
@@ -288,7 +294,9 @@ class Dropping:
         for row in range(len(self._mask)):
             rating = self._raters(now, method, row, copies)
             raters.append((torch.isin(columns[row], rating) & real[row]).nonzero().flatten())
-        now.scores = attention_paid(layer, states[::copies], options, real, raters)
+        raters = [rating.to(states.device) for rating in raters]
+        found = attention_paid(layer, states[::copies], options, real.to(states.device), raters)
+        now.scores = found.to(self._mask.device)
 
     def _raters(self, now: _Pass, method: Inside, row: int, copies: int) -> Tensor:
         """Columns of the prompt."""
@@ -314,27 +322,27 @@ class Dropping:
         states = self._recycled(drop, states, copies)
         new = now.width - self._mask.shape[1]
         behind = torch.arange(width - new, width, device=states.device).expand(len(states), -1)
-        index = torch.cat([left.within.repeat_interleave(copies, dim=0), behind], dim=1)
+        within = left.within.to(states.device).repeat_interleave(copies, dim=0)
+        index = torch.cat([within, behind], dim=1)
         return torch.take_along_dim(states, index[..., None], dim=1)
 
     def _decide(self, now: _Pass, drop: Drop, states: Tensor) -> None:
         """Which tokens of each image stay, and with them which columns."""
         assert now.scores is not None
-        before = self._at(drop.layer - 1)
-        columns = torch.arange(self._mask.shape[1], device=states.device).expand(len(self._mask), -1)
-        columns, real = (columns, self._mask) if before is None else (before.columns, before.real)
+        columns, real = self._columns(self._at(drop.layer - 1))
         stays, copies = real.clone(), len(states) // len(self._mask)
         earlier = self._kept[max(self._kept)] if self._kept else None
         kept, dropped = [], []
         for number, (image, count) in enumerate(zip(self._images, drop.counts, strict=True)):
-            tokens = torch.arange(len(image.columns), device=states.device) if earlier is None else earlier[number]
+            everything = torch.arange(len(image.columns), device=self._mask.device)
+            tokens = everything if earlier is None else earlier[number]
             at = (torch.isin(columns[image.row], image.columns[tokens]) & real[image.row]).nonzero().flatten()
             scores, held = now.scores[image.row, at], image.held[tokens]
             chosen = held.clone()
             free = (~held).nonzero().flatten()
             chosen[free[top(scores[free], count - int(held.sum()))]] = True
             gone = Dropped(image.row, at[~chosen], scores[~chosen])
-            recycled = drop.method.recycle(states[image.row * copies, gone.columns], gone.scores)
+            recycled = self._recycle(drop, gone, states[image.row * copies])
             if recycled is not None:
                 chosen[(~chosen).nonzero().flatten()[recycled.places]] = True
             stays[image.row, at] = chosen
@@ -348,10 +356,15 @@ class Dropping:
         states = states.clone()
         for gone in self._dropped[drop.layer]:
             own = states[gone.row * copies : (gone.row + 1) * copies]
-            recycled = drop.method.recycle(own[0, gone.columns], gone.scores)
+            recycled = self._recycle(drop, gone, own[0])
             if recycled is not None:
-                own[:, gone.columns[recycled.places]] = recycled.states
+                own[:, gone.columns[recycled.places].to(states.device)] = recycled.states
         return states
+
+    def _recycle(self, drop: Drop, gone: Dropped, states: Tensor) -> Recycled | None:
+        """What comes back of the tokens dropped, from the states ``[W, D]`` of their row."""
+        found = drop.method.recycle(states[gone.columns.to(states.device)], gone.scores.to(states.device))
+        return None if found is None else Recycled(found.places.to(self._mask.device), found.states)
 
 
 @contextmanager
