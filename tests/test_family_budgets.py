@@ -93,7 +93,7 @@ def test_a_budget_below_what_is_always_kept_is_refused(name):
 
 def test_a_total_leaves_room_for_what_is_always_kept():
     inputs = ZOO["llava_next"].prompt((3,))
-    locked = [int(flags.sum()) for flags in prune("llava_next", inputs, keep=1.0)._locked]
+    locked = [int(flags.sum()) for flags in prune("llava_next", inputs, keep=1.0).locked]
     assert len(set(locked)) > 1
     pruned = prune("llava_next", inputs, keep_total=sum(locked))
     assert pruned.report.tokens_after == locked
@@ -111,7 +111,7 @@ def test_a_newline_that_ends_the_prompt_is_counted_once(name):
         key: value[:, :end] if value.dim() == 2 and value.shape[1] == width else value
         for key, value in inputs.items()
     }
-    locked = int(prune(name, inputs, keep=1.0)._locked[0].sum())
+    locked = int(prune(name, inputs, keep=1.0).locked[0].sum())
     pruned = prune(name, inputs, keep=locked)
     assert difference(name, inputs, pruned, *masked(name, inputs, pruned)) < 1e-4
 

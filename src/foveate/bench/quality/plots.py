@@ -1,17 +1,20 @@
 """The plots of `docs/quality.md`, from the summary. Needs matplotlib (``pip install "foveate[plot]"``)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.quality.suites import CONTROLS, RANDOM
+from foveate.bench.quality.suites import CONTROLS
+from foveate.methods import METHODS, Merging, Method
 
 Plain = dict[str, Any]
 
 # Okabe and Ito's colours, told apart by people of all colour visions; markers and dashes besides.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#7F7F7F", "#CC79A7", "#56B4E9", "#000000", "#E69F00", "#8C510A")
 MARKERS = "osD^vP*Xhp<>"
-RECONSTRUCTING = "rrqr"  # the control that is drawn among the methods
+RESIDUAL = ("spare", "resprune", "rrqr", "dpp", "cdpruner")  # those of one engine
+KINDS = {"residual selection": "o", "other selection": "s", "merging": "D", "controls": "X"}  # and their markers
 CONTROL_DASHES = (0, (4, 2))
 SIZE, DPI = 10, 130
 PLOTS = {"accuracy": "quality-accuracy.png", "skills": "quality-skills.png", "energy": "quality-energy.png"}
@@ -32,33 +35,34 @@ def draw_plots(data: Plain, folder: Path) -> dict[str, str]:
 
 
 def _accuracy(data: Plain) -> Any:
-    """Accuracy over tokens: a line and a band per method; the controls that look for nothing apart."""
-    figure = _figure(12.5, 5.8)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, title in zip(panels, ("selection", "controls"), strict=True):
-        for label, rows, style in _lines(data):
-            if label == RANDOM or _is_plain(rows) == (title == "controls"):
-                _band(axes, label, rows, style)
-            elif style["ls"] == "-":  # the methods again, thin, to be compared with
-                _curve(axes, label, rows, {**style, "lw": 1, "marker": "", "alpha": 0.8})
+    """Accuracy over tokens: a line and a band per method, a panel per kind; all others behind them, in grey."""
+    lines = _lines(data)
+    kinds = [kind for kind in KINDS if any(line.kind == kind for line in lines)]
+    high = -(-len(kinds) // 2)
+    figure = _figure(12.5, 0.6 + 4.6 * high)
+    panels = figure.subplots(high, 2, sharey=True, squeeze=False)
+    for axes in panels.flat[len(kinds) :]:
+        axes.set_visible(False)
+    for axes, kind in zip(panels.flat, kinds, strict=False):
+        for line in lines:
+            if line.kind != kind:
+                _curve(axes, "", line.rows, {"color": "#000000", "lw": 0.8, "alpha": 0.18})
+        for line in lines:
+            if line.kind == kind:
+                _band(axes, line.label, line.rows, line.style)
         full = data["everything"]
         axes.axhspan(*(100 * bound for bound in full["interval"]), color="#000000", alpha=0.07, lw=0)
         axes.axhline(
             100 * full["accuracy"], color="#000000", lw=1, ls=":", label=f"all {full['tokens']:.0f} tokens"
         )
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, ncols=3)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False, ncols=4)
         _token_axis(axes, sorted(data["budgets"]))
-        axes.set_title(title, loc="left", fontsize=SIZE + 1)
-    panels[0].set_ylabel("right answers, %")
+        axes.set_title(kind, loc="left", fontsize=SIZE + 1)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("right answers, %")
     context = data["context"]
     figure.suptitle(f"{context['model']}, {context['questions']} questions; bands are intervals of 95 %")
     return figure
-
-
-def _is_plain(rows: dict[Any, Plain]) -> bool:
-    """Whether a line is of a control that looks for nothing to reconstruct."""
-    method = next(iter(rows.values()))["method"]
-    return method in CONTROLS and method not in (RANDOM, RECONSTRUCTING)
 
 
 def _curve(axes: Any, label: str, rows: dict[Any, Plain], style: Plain) -> None:
@@ -103,17 +107,26 @@ def _energy(data: Plain) -> Any:
     figure = _figure(12.5, 5.2)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     points = data["energy"]["points"]
-    styles = {label: style for label, _, style in _lines(data)}
-    for label in dict.fromkeys(point["label"] for point in points):
-        here = [point for point in points if point["label"] == label]
-        energies = [max(1 - point["kept"], FLOOR) for point in here]
-        left.plot(energies, [100 * point["accuracy"] for point in here], label=label, **styles[label])
+    kinds = {line.label: line.kind for line in _lines(data)}
+    for (kind, marker), colour in zip(KINDS.items(), COLOURS, strict=False):
+        title = kind
+        for label in (label for label, own in kinds.items() if own == kind):
+            here = [point for point in points if point["label"] == label]
+            energies = [max(1 - point["kept"], FLOOR) for point in here]
+            values = [100 * point["accuracy"] for point in here]
+            left.plot(energies, values, label=title, color=colour, marker=marker, markersize=5, lw=1)
+            left.annotate(
+                label, (energies[-1], values[-1]), (-5, 0), textcoords="offset points", ha="right", va="center",
+                fontsize=SIZE - 3,
+            )  # fmt: skip
+            title = ""
+    left.margins(x=0.14)
     left.set_xscale("log")
     left.invert_xaxis()
     left.set_xlabel(f"share of energy left unexplained ({FLOOR:g} stands for less) → better")
     left.set_ylabel("right answers, %")
     left.set_title("each point one budget, fewest tokens on the left", loc="left", fontsize=SIZE + 1)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", frameon=False, ncols=5)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", frameon=False, ncols=4)
     _forest(right, data)
     return figure
 
@@ -143,13 +156,26 @@ def _forest(axes: Any, data: Plain) -> None:
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", frameon=False, ncols=2)
 
 
-def _lines(data: Plain) -> list[tuple[str, dict[Any, Plain], Plain]]:
-    """Label, rows by budget and style of every method of the default suite; controls are dashed."""
+@dataclass(frozen=True)
+class _Line:
+    """A method of the default suite: its rows by budget, and how it is drawn in the panel of its kind."""
+
+    label: str
+    kind: str
+    rows: dict[Any, Plain]
+    style: Plain
+
+
+def _lines(data: Plain) -> list[_Line]:
+    """Controls are dashed."""
     rows = data["suites"]["default"]["rows"]
-    lines = []
-    for number, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
+    lines: list[_Line] = []
+    for label in dict.fromkeys(row["label"] for row in rows):
         here = {row["keep"]: row for row in rows if row["label"] == label}
-        is_control = next(iter(here.values()))["method"] in CONTROLS
+        method = next(iter(here.values()))["method"]
+        kind = _kind(method)
+        number = sum(line.kind == kind for line in lines)
+        is_control = method in CONTROLS
         style = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
@@ -157,8 +183,18 @@ def _lines(data: Plain) -> list[tuple[str, dict[Any, Plain], Plain]]:
             "lw": 1.3 if is_control else 2.4,
             "ls": CONTROL_DASHES if is_control else "-",
         }
-        lines.append((label, here, style))
+        lines.append(_Line(label, kind, here, style))
     return lines
+
+
+def _kind(spec: str) -> str:
+    """The panel that a method is drawn in."""
+    name = spec.partition(":")[0]
+    if name in CONTROLS and name not in RESIDUAL:
+        return "controls"
+    if issubclass(METHODS.get(name, Method), Merging):
+        return "merging"
+    return "residual selection" if name in RESIDUAL else "other selection"
 
 
 def _token_axis(axes: Any, keeps: Sequence[int | float]) -> None:
