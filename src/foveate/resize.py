@@ -116,7 +116,7 @@ def _as_they_are(
     given: dict[int, Standing] = {}
     for shape in dict.fromkeys(picture.shape for _, picture in pictures):
         alike = [number for number, (_, picture) in enumerate(pictures) if picture.shape == shape]
-        given |= zip(alike, run([pictures[number][1] for number in alike]), strict=True)
+        given |= zip(alike, run([pictures[number][1] for number in alike]), strict=False)
     numbers: dict[int, list[int]] = {}
     for number, (index, _) in enumerate(pictures):
         numbers.setdefault(index, []).append(number)

@@ -119,7 +119,8 @@ class Family:
     ) -> Prompt:
         """The arguments of the encoder in which ``pictures`` take the place of its own (`pictures`).
 
-        Of `AS_IT_IS` families: any number, all of one size, each an image to the encoder. Else: all, as they were.
+        Of `AS_IT_IS` families: any number, all of one size, each an image to the encoder, which may be given more
+        after them. Else: all of the prompt's, of their own sizes.
         """
         return {PIXELS[kind]: torch.stack(list(pictures)).reshape_as(prompt[PIXELS[kind]])}
 
