@@ -18,7 +18,7 @@ from foveate.families import AS_IT_IS, DOWN_AND_UP, FAMILIES, IMAGE, PIXELS, VID
 from foveate.methods.blocks import anchors, divided, lattice
 from processors import KITS
 from test_families import NAMES, masked, model_of, type_of, visual
-from test_processors import processor_of
+from test_processors import processor_of, written
 from zoo import MIXED, ZOO
 from zoo.animal import PATCH
 
@@ -72,7 +72,19 @@ def planned(grids, count):
 @pytest.mark.parametrize("prompt", ["one image", "batch of three with a text-only row"])
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_and_back_are_the_same_to_the_encoder(name, prompt):
-    inputs = ZOO[name].prompt(**PROMPTS[prompt])
+    assert_same_and_back(name, ZOO[name].prompt(**PROMPTS[prompt]))
+
+
+@pytest.mark.parametrize("kit", KITS)
+def test_pictures_of_the_stock_processors_and_back(kit):
+    name, inputs = KITS[kit].animal, written(kit, (2, 0, 1))
+    assert_same_and_back(name, inputs)
+    pruned = foveate.prune(model_of(name), inputs, SMALL, keep=0.5)
+    with torch.no_grad():
+        assert model_of(name)(**pruned).logits.isfinite().all()
+
+
+def assert_same_and_back(name, inputs):
     pictures = drawn(name, inputs)
     pruned = foveate.prune(model_of(name), inputs, foveate.Random(), keep=1.0)
     assert len(pictures) == sum(len(grids) for grids in pruned.grids)
@@ -348,6 +360,18 @@ def test_every_budget_is_reached_from_below_and_runs(name):
     assert after == before
     output = model_of(name).generate(**pruned, max_new_tokens=2)
     assert output.shape[1] == pruned["input_ids"].shape[1] + 2
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not ZOO[name].pictures_first])
+def test_an_image_at_the_very_end_has_a_token_in_its_last_place(name):
+    inputs = ZOO[name].prompt((1,))
+    flags = visual(name, inputs)
+    end = int(flags[0].nonzero()[-1]) + 1
+    cut = {key: value[:, :end] if value.shape == flags.shape else value for key, value in inputs.items()}
+    for keep in (0.4, 0.5, 0.6):
+        pruned = foveate.prune(model_of(name), cut, SMALL, keep=keep)
+        assert int(pruned.kept[0][-1]) == pruned.report.tokens_before[0] - 1
+        assert len(given(pruned, name)[0]) == pruned.report.tokens_after[0] < pruned.report.tokens_before[0]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("video")])
