@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "src" / "foveate"
 # Each room, and the rooms of this package it may import from.
 BASE = {"errors", "tokens", "budget", "share"}
 CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals", "settings"}
-CORE |= {"shrink", "check", "place", "pruned", "unwrap"}
+CORE |= {"shrink", "check", "place", "resize", "pruned", "unwrap"}
 ALLOWED = {
     "errors": set(),
     "share": set(),
@@ -29,7 +29,8 @@ ALLOWED = {
     "signals": BASE | {"families", "methods", "encode", "relevance"},
     "shrink": BASE | {"families", "encode", "container"},
     "check": BASE | {"families", "methods", "encode"},
-    "place": BASE | {"families", "methods", "encode"},
+    "resize": BASE | {"families", "encode"},
+    "place": BASE | {"families", "methods", "encode", "resize"},
     "pruned": BASE | {"families", "select", "methods", "shrink"},
     "prune": CORE,
     "full_prompt": set(),

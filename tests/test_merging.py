@@ -378,8 +378,8 @@ def test_the_reported_energy_is_outside_what_the_model_is_given(tiny):
 # Refusals, and controls that must fail.
 
 
-def test_a_tower_of_one_size_is_refused_before_any_work(tiny, monkeypatch):
-    monkeypatch.setattr(Llava, "resizes", lambda family, model: False)
+def test_pixels_that_are_not_understood_are_refused_before_any_work(tiny, monkeypatch):
+    monkeypatch.setattr(Llava, "resizes", None)
     monkeypatch.setattr(tiny.model.vision_tower, "forward", None)  # any work would fail
     for attempt in (
         lambda: foveate.prune(tiny, tiny_prompt(), SMALL, keep=9),

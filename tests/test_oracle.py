@@ -100,7 +100,7 @@ def test_images_may_keep_different_numbers(tiny, counts):
         encoded = encode(tiny, family_of(tiny), inputs, frozenset())
     kept = [torch.arange(0, n) for n in (*counts, 5)]
     features = [tokens.features[indices] for tokens, indices in zip(encoded.images, kept, strict=True)]
-    shrunk = shrink(tiny, family_of(tiny), inputs, encoded, kept, features, "original")
+    shrunk = shrink(tiny, family_of(tiny), inputs, encoded, kept, features, [[]] * 3, "original")
     full, _ = masked(inputs, type("Choice", (), {"kept": kept}))
     full = full if REPEATS_RIGHTLY else features_by_row(tiny, inputs, full)
     expected = tiny.generate(**full, max_new_tokens=8, num_beams=3)[:, inputs["input_ids"].shape[1] :]

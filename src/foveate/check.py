@@ -7,7 +7,7 @@ from torch import Tensor
 
 from foveate.encode import encoder_arguments, placeholders
 from foveate.errors import InvalidInputs, InvalidOption, UnsupportedModel
-from foveate.families import PIXELS, Family
+from foveate.families import FAMILIES, PIXELS, Family
 from foveate.methods import Compose, Inside, Method, Resizing
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_method(model: "PreTrainedModel", family: Family, method: Method) -> None:
-    """Refuse what is no method, and one that the model's vision tower cannot serve.
+    """Refuse what is no method, and one that the family cannot serve.
 
     Raises:
         InvalidOption: a class, a name, anything else.
@@ -27,10 +27,10 @@ def check_method(model: "PreTrainedModel", family: Family, method: Method) -> No
         )
     if not isinstance(method, Method):
         raise InvalidOption(f"method={method!r}: allowed is an instance such as foveate.SPARE()")
-    if isinstance(method, Resizing) and not family.resizes(model):
+    if isinstance(method, Resizing) and family.resizes is None:
         raise UnsupportedModel(
-            f"{type(method).__name__} on {family.name}: foveate does not resize its images; "
-            "supported is llava with a CLIP tower"
+            f"{type(method).__name__} on {family.name}: its pixels are not understood, so they cannot be resized; "
+            f"supported are {', '.join(name for name, known in FAMILIES.items() if known.resizes)}"
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidFeatures, InvalidInputs, UnsupportedModel
-from foveate.families import IMAGE, PIXELS, Family
+from foveate.families import PIXELS, Family
 from foveate.tokens import Signal, VisualTokens
 from foveate.vision_attention import attention_tap, key_tap
 
@@ -76,21 +76,46 @@ def encode(
     )
 
 
-def encode_resized(
-    model: "PreTrainedModel", family: Family, inputs: dict[str, Any], size: tuple[int, int]
-) -> list[Tensor]:
-    """Per image ``[N, D]``, locked rows included: features of the images resized to ``(height, width)`` tokens.
-
-    Layer, projector and what becomes of a CLS row are those of `encode`. Gradients flow where the caller
-    has them on.
+def run_encoder(
+    model: "PreTrainedModel", family: Family, inputs: dict[str, Any], kind: str, **instead: Any
+) -> Any:
+    """What ``get_image_features`` or ``get_video_features`` gives for ``inputs``, some of them put ``instead``.
 
     Raises:
-        InvalidFeatures: the encoder gave NaN or infinite values.
+        InvalidInputs: it does not take them.
+        UnsupportedModel: its weights are not there.
     """
     base: Any = model.base_model
-    arguments = family.resized(model, _arguments(model, inputs, IMAGE), size)
-    output = base.get_image_features(**arguments, return_dict=True)
-    return [_finite(entry, index) for index, entry in enumerate(_entries(output.pooler_output))]
+    given = {**_arguments(model, inputs, kind), **instead}
+    try:
+        return getattr(base, f"get_{kind}_features")(**given, return_dict=True)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        if not any(parameter.is_meta for parameter in base.parameters()):
+            raise InvalidInputs(f"{family.name} cannot encode {_shapes(given)}: {error}") from error
+        raise UnsupportedModel(  # such as LLaVA-NeXT's newline: accelerate fetches it for forward alone
+            f"{family.name} with weights offloaded that its encoder needs; stock generate() fails as well: "
+            "leave them on a device"
+        ) from error
+
+
+def entries_of(features: Any) -> list[Tensor]:
+    """``[n, D]`` each, whatever the family nests them in."""
+    return [entry.reshape(-1, entry.shape[-1]) for entry in features]
+
+
+def finite(features: Tensor, index: int) -> Tensor:
+    """The features of image ``index``.
+
+    Raises:
+        InvalidFeatures: NaN or infinite values.
+    """
+    if not bool(torch.isfinite(features).all()):
+        raise InvalidFeatures(
+            f"image {index}: the vision encoder gave NaN or infinite values; allowed are finite numbers"
+        )
+    return features
 
 
 def encoder_arguments(model: "PreTrainedModel", kind: str) -> dict[str, bool]:
@@ -125,7 +150,6 @@ def placeholders(model: "PreTrainedModel", family: Family, input_ids: Tensor) ->
 def _encode_kind(
     model: "PreTrainedModel", family: Family, inputs: dict[str, Any], kind: str, signals: frozenset[Signal]
 ) -> Encoded:
-    base: Any = model.base_model
     layer = family.attention(model, kind)
     with ExitStack() as stack:
         taps = {
@@ -135,34 +159,24 @@ def _encode_kind(
         }
         projector = family.projector(model) if PROJECTED & signals else None
         states = None if projector is None else stack.enter_context(_input_tap(projector))
-        encoder = getattr(base, f"get_{kind}_features")
-        given = _arguments(model, inputs, kind)
-        try:
-            output = encoder(**given, return_dict=True)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            if not any(parameter.is_meta for parameter in base.parameters()):
-                raise InvalidInputs(f"{family.name} cannot encode {_shapes(given)}: {error}") from error
-            raise UnsupportedModel(  # such as LLaVA-NeXT's newline: accelerate fetches it for forward alone
-                f"{family.name} with weights offloaded that its encoder needs; stock generate() fails as well: "
-                "leave them on a device"
-            ) from error
-    entries = _entries(output.pooler_output)
+        output = run_encoder(model, family, inputs, kind)
+    entries = entries_of(output.pooler_output)
     counts = family.counts(model, inputs, kind, [len(entry) for entry in entries])
     token = placeholder_id(model, kind)
     rows = _rows_of_images(inputs["input_ids"] == token, counts, kind, sum(map(len, entries)))
     images = [
-        _tokens(model, family, inputs, kind, index, _finite(features, index))
+        _tokens(model, family, inputs, kind, index, finite(features, index))
         for index, features in enumerate(torch.split(torch.cat(entries), counts))
     ]
     for signal, captured in taps.items():
         carried = family.carry(model, inputs, kind, captured)
         images = [_with_scores(image, signal, scores) for image, scores in zip(images, carried, strict=True)]
-    patches = None if states is None else list(torch.split(torch.cat(_entries(states)), counts))
+    patches = None if states is None else list(torch.split(torch.cat(entries_of(states)), counts))
     if patches is not None and Signal.PATCHES in signals:
         images = [replace(image, patches=own) for image, own in zip(images, patches, strict=True)]
-    layers = [torch.split(torch.cat(_entries(layer)), counts) for layer in output.get("deepstack_features") or ()]
+    layers = [
+        torch.split(torch.cat(entries_of(layer)), counts) for layer in output.get("deepstack_features") or ()
+    ]
     return Encoded(
         images,
         rows,
@@ -179,19 +193,6 @@ def _arguments(model: "PreTrainedModel", inputs: dict[str, Any], kind: str) -> d
 def _shapes(arguments: dict[str, Any]) -> str:
     shapes = {name: list(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)}
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-
-
-def _entries(features: Any) -> list[Tensor]:
-    """``[n, D]`` each, whatever the family nests them in."""
-    return [entry.reshape(-1, entry.shape[-1]) for entry in features]
-
-
-def _finite(features: Tensor, index: int) -> Tensor:
-    if not bool(torch.isfinite(features).all()):
-        raise InvalidFeatures(
-            f"image {index}: the vision encoder gave NaN or infinite values; allowed are finite numbers"
-        )
-    return features
 
 
 def _tokens(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.encode import Encoded, encode_resized, placeholder_id, placeholders
-from foveate.families import IMAGE, VIDEO, Family
+from foveate.encode import Encoded, placeholder_id, placeholders
+from foveate.families import VIDEO, Family
 from foveate.methods import Merging, Method, Resizing
+from foveate.resize import Grid, Standing, encode_resized
 from foveate.share import shares
 from foveate.tokens import VisualTokens
 
@@ -73,35 +74,44 @@ def place(
     method: Method,
     orders: Sequence[Tensor],
     per_frame: bool = False,
-) -> list[Tensor]:
-    """Per image ``[k, D]``, what stands at the tokens chosen, in the same order.
+) -> list[Standing]:
+    """Per image, what stands at the tokens chosen, in the same order.
 
     Their own features; what a `Merging` method makes of all; or those of the smaller image that a
-    `Resizing` one asks for, all images of one size encoded together. Where all tokens are kept, or only
-    locked ones, they are their own. Gradients flow.
+    `Resizing` one asks for. Where all tokens are kept, or only locked ones, they are their own. Gradients flow.
 
     Raises:
         InvalidFeatures: the encoder gave NaN or infinite values for a smaller image.
     """
-    placed = [tokens.features[order] for tokens, order in zip(encoded.images, orders, strict=True)]
-    resized: dict[tuple[int, int], list[Tensor]] = {}
-    for index, (tokens, order) in enumerate(zip(encoded.images, orders, strict=True)):
-        locked = int(tokens.locked.sum())
-        k = len(order) - locked
-        if k == 0 or len(order) == len(tokens.features):
-            continue
-        if isinstance(method, Merging):
+    placed = [
+        Standing(tokens.features, layers).at(order)
+        for tokens, layers, order in zip(encoded.images, encoded.deepstack, orders, strict=True)
+    ]
+    if isinstance(method, Merging):
+        for index, (tokens, order) in enumerate(zip(encoded.images, orders, strict=True)):
+            locked = int(tokens.locked.sum())
+            k = len(order) - locked
+            if k == 0 or len(order) == len(tokens.features):
+                continue
             frames = per_frame and encoded.kinds[index] == VIDEO
             merged = _merged(model, family, method, tokens.unlocked(), k, frames)
-            placed[index] = torch.cat([placed[index][:locked], merged])
-        elif isinstance(method, Resizing):
-            size = method.size(tokens.grids[0], k)
-            if size not in resized:
-                resized[size] = encode_resized(model, family, prompt, size)
-            small = resized[size][index]
-            rows = family.layout(model, prompt, IMAGE, index, len(small)).locked.to(small.device)
-            placed[index] = torch.cat([small[rows], small[~rows]])
+            own = placed[index]
+            placed[index] = own._replace(features=torch.cat([own.features[:locked], merged]))
+    elif isinstance(method, Resizing):
+        sizes = [_sizes(method, tokens, order) for tokens, order in zip(encoded.images, orders, strict=True)]
+        for index, small in encode_resized(model, family, prompt, encoded, sizes, orders).items():
+            placed[index] = placed[index].with_last(small)
     return placed
+
+
+def _sizes(method: Resizing, tokens: VisualTokens, order: Tensor) -> list[Grid | None]:
+    """Of each grid, the size to make it smaller to; None where it has no token, or is kept with all others."""
+    kept = torch.zeros_like(tokens.locked).index_fill(0, order, True)
+    if bool(kept.all()):
+        return [None] * len(tokens.grids)
+    areas = [height * width for height, width in tokens.grids]
+    counts = [int(part.sum()) for part in torch.split(kept[~tokens.locked], areas)]
+    return [method.size(grid, count) if count else None for grid, count in zip(tokens.grids, counts, strict=True)]
 
 
 def _merged(

@@ -14,7 +14,7 @@ from foveate.check import check_inputs, check_method, with_mask
 from foveate.encode import Encoded, encode
 from foveate.errors import InvalidOption
 from foveate.families import Family, family_of
-from foveate.methods.base import Method
+from foveate.methods import Method, Resizing
 from foveate.place import Ranking, choose, place
 from foveate.pruned import Pruned, Report
 from foveate.settings import Settings
@@ -168,9 +168,20 @@ class Prepared:
             )
             placed = place(self._model, self._family, self._prompt, encoded, settled, orders, settings.per_frame)
             kept = [order.sort().values for order in orders]
-            placed = [features[order.argsort()] for features, order in zip(placed, orders, strict=True)]
+            placed = [standing.at(order.argsort()) for standing, order in zip(placed, orders, strict=True)]
+            features = [standing.features for standing in placed]
+            deepstack = [standing.deepstack for standing in placed]
         with _timed(seconds, "shrink", self._model):
-            shrunk = shrink(self._model, self._family, self._prompt, encoded, kept, placed, settings.positions)
+            shrunk = shrink(
+                self._model,
+                self._family,
+                self._prompt,
+                encoded,
+                kept,
+                features,
+                deepstack,
+                settings.positions,
+            )
         depth = self._model.config.get_text_config().num_hidden_layers
         report = Report(
             tokens_before=[len(tokens.features) for tokens in images],
@@ -181,8 +192,9 @@ class Prepared:
             tagger=self._tagger if Signal.QUESTION in needs else None,
             method=settled,
             tokens_per_layer=[[len(indices)] * depth for indices in kept],
+            resized=self._family.resizes if isinstance(settled, Resizing) else None,
             _features=[tokens.features.detach() for tokens in images],
-            _placed=[features.detach() for features in placed],
+            _placed=[rows.detach() for rows in features],
         )
         grids = [tokens.grids for tokens in images]
         locked = [tokens.locked for tokens in images]

@@ -28,6 +28,8 @@ class Report:
         tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
         method: the method with its ``auto`` options decided.
         tokens_per_layer: of each image, the tokens that each layer of the language model works on.
+        resized: of methods that ask for a smaller image, what becomes of it: ``encoded as it is``, or ``resized
+            down and up`` to the size that the vision tower wants; None of all others.
     """
 
     tokens_before: list[int]
@@ -38,6 +40,7 @@ class Report:
     tagger: str | None
     method: Method
     tokens_per_layer: list[list[int]]
+    resized: str | None
     _features: list[Tensor] = field(repr=False)
     _placed: list[Tensor] = field(repr=False)
 

@@ -80,6 +80,7 @@ def shrink(
     encoded: Encoded,
     kept: Sequence[Tensor],
     features: Sequence[Tensor],
+    deepstack: Sequence[Sequence[Tensor]],
     positions: str,
 ) -> Shrunk:
     """Drop the placeholders that were not kept.
@@ -95,6 +96,7 @@ def shrink(
         encoded: one entry per image.
         kept: per image, ascending indices ``[k]`` of the tokens kept.
         features: per image ``[k, D]``, what stands in their places.
+        deepstack: per image, per layer, the same of what the language model adds.
         positions: ``original`` ids of the unpruned prompt, or ``compact`` ones without gaps.
     """
     input_ids: Tensor = inputs["input_ids"]
@@ -127,7 +129,7 @@ def shrink(
     tensors = {**rest, **cut, "attention_mask": mask, "position_ids": ids}
     latest = ids if axes is None else ids[1:].amax(dim=0)
     deltas = latest.masked_fill(mask == 0, 0).amax(dim=1, keepdim=True) + 1 - mask.sum(dim=1, keepdim=True)
-    return Shrunk(tensors, _features(encoded, kept, features), deltas, input_ids.shape[1])
+    return Shrunk(tensors, _features(encoded, features, deepstack), deltas, input_ids.shape[1])
 
 
 def _columns_that_stay(
@@ -183,20 +185,18 @@ def _pad_id(model: "PreTrainedModel", flags: Tensor, input_ids: Tensor) -> int:
     return 0
 
 
-def _features(encoded: Encoded, kept: Sequence[Tensor], features: Sequence[Tensor]) -> dict[str, Features]:
+def _features(
+    encoded: Encoded, features: Sequence[Tensor], deepstack: Sequence[Sequence[Tensor]]
+) -> dict[str, Features]:
     found: dict[str, Features] = {}
     for kind in dict.fromkeys(encoded.kinds):
         which = [index for index, own in enumerate(encoded.kinds) if own == kind]
         rows = [encoded.rows[index] for index in which]
-        layers = zip(*(_kept_of(encoded.deepstack[index], kept[index]) for index in which), strict=True)
+        layers = zip(*(deepstack[index] for index in which), strict=True)
         found[kind] = Features(
             _per_row(rows, [features[index] for index in which]), [_per_row(rows, list(layer)) for layer in layers]
         )
     return found
-
-
-def _kept_of(layers: Sequence[Tensor], kept: Tensor) -> list[Tensor]:
-    return [layer[kept] for layer in layers]
 
 
 def _per_row(rows: Sequence[int], features: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from foveate.bench.answers import Answer
 from foveate.bench.quality.cells import percent
-from foveate.families import FAMILIES
+from foveate.families import DOWN_AND_UP, FAMILIES
 from foveate.methods import INSIDE, METHODS, Inside, Method, Resizing
 from foveate.tokens import Signal
 
@@ -75,7 +75,8 @@ def _families(method: Method | Inside) -> str:
     if isinstance(method, Inside):
         return f"all but {', '.join(name for name, family in FAMILIES.items() if not family.drops_inside)}"
     if isinstance(method, Resizing):
-        return "llava with a CLIP tower"
+        others = [name for name, family in FAMILIES.items() if family.resizes == DOWN_AND_UP]
+        return f"all; {DOWN_AND_UP}: {', '.join(others)}"
     return "those with a CLS token" if method.needs & OF_CLS else "all"
 
 

@@ -7,7 +7,7 @@ from packaging.version import Version
 
 from foveate.errors import InvalidOption, UnsupportedModel
 from foveate.families.anyres import LlavaNext, LlavaNextVideo, LlavaOnevision
-from foveate.families.base import IMAGE, PIXELS, VIDEO, Family
+from foveate.families.base import AS_IT_IS, DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Family
 from foveate.families.gemma import Gemma3, Gemma4, PaliGemma
 from foveate.families.generic import Generic
 from foveate.families.layout import View
@@ -81,4 +81,15 @@ def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
     return family
 
 
-__all__ = ["FAMILIES", "GENERIC", "IMAGE", "PIXELS", "VIDEO", "Family", "View", "family_of"]
+__all__ = [
+    "AS_IT_IS",
+    "DOWN_AND_UP",
+    "FAMILIES",
+    "GENERIC",
+    "IMAGE",
+    "PIXELS",
+    "VIDEO",
+    "Family",
+    "View",
+    "family_of",
+]

@@ -1,11 +1,12 @@
 """LLaVA-NeXT and LLaVA-OneVision: the whole image, then its tiles joined and unpadded, with a newline per row."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.families.base import IMAGE, VIDEO, Prompt, base_of
+from foveate.families.base import DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Prompt, base_of
 from foveate.families.layout import Layout, runs, square
 from foveate.families.llava import Llava
 from foveate.families.pooling import pooled
@@ -24,6 +25,7 @@ class LlavaNext(Llava):
     towers = ("clip_vision_model",)
     tokens = "the whole image as a square, then its tiles joined to one grid, unpadded"
     locks = "the newline at the end of each row"
+    resizes = DOWN_AND_UP
 
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""
@@ -51,9 +53,46 @@ class LlavaNext(Llava):
         """See `Family.projector`: it sees tiles that are cut and joined only later."""
         return None
 
-    def resizes(self, model: "PreTrainedModel") -> bool:
-        """See `Family.resizes`."""
-        return False
+    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+        """See `Family.pictures`: the whole image, and its tiles as they lie, margins included."""
+        if kind == VIDEO:
+            return super().pictures(model, prompt, kind)
+        found = []
+        for tiles, (_, columns) in zip(self._tiles_of(model, prompt), self._tilings(model, prompt), strict=True):
+            found.append(tiles[0])
+            if len(tiles) > 1:
+                lines = torch.split(tiles[1:], columns)
+                found.append(torch.cat([torch.cat(list(line), dim=-1) for line in lines], dim=-2))
+        return found
+
+    def with_pictures(
+        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
+    ) -> Prompt:
+        """See `Family.with_pictures`."""
+        if kind == VIDEO:
+            return {PIXELS[kind]: torch.stack(list(pictures)).reshape_as(prompt[PIXELS[kind]])}
+        left = iter(pictures)
+        tiles = []
+        for number, (rows, columns) in zip(self._tiles(model, prompt), self._tilings(model, prompt), strict=True):
+            tiles.append(next(left))
+            if number > 1:
+                lines = next(left).chunk(rows, dim=-2)
+                tiles += [tile for line in lines for tile in line.chunk(columns, dim=-1)]
+        return {"pixel_values": torch.stack(tiles)}
+
+    def _tiles_of(self, model: "PreTrainedModel", prompt: Prompt) -> list[Tensor]:
+        """``[tiles, C, H, W]`` of each image, without what fills up a batch."""
+        counts, pixels = self._tiles(model, prompt), prompt["pixel_values"]
+        if pixels.dim() == 5:  # else one after another already
+            pixels = torch.cat([image[:count] for image, count in zip(pixels, counts, strict=True)])
+        return list(torch.split(pixels, counts))
+
+    def _tilings(self, model: "PreTrainedModel", prompt: Prompt) -> list[tuple[int, int]]:
+        """``(rows, columns)`` of each image's tiles."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+        pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+        return [get_anyres_image_grid_shape(size, pinpoints, side) for size in prompt["image_sizes"]]
 
     def _tiles(self, model: "PreTrainedModel", prompt: Prompt) -> list[int]:
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches

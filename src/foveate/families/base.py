@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
-from foveate.errors import InvalidInputs, UnsupportedModel
+from foveate.errors import InvalidInputs
 from foveate.families.layout import Grid, Layout, View, square
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ Prompt = dict[str, Any]
 IMAGE, VIDEO = "image", "video"
 # The processor's name for the pixels of each kind, and generate()'s for the kinds themselves.
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
+# What becomes of a smaller image: the tower takes it as it is, or one of the size that it wants.
+AS_IT_IS, DOWN_AND_UP = "encoded as it is", "resized down and up"
 
 
 class Family:
@@ -34,6 +37,7 @@ class Family:
         locks: what is locked, for people.
         drops_inside: whether tokens can be dropped between layers: the language model reads left to right.
         grid_names: what the grids of an image are, in order.
+        resizes: what becomes of a smaller image, `AS_IT_IS` or `DOWN_AND_UP`; None where pixels are unknown.
     """
 
     name: ClassVar[str]
@@ -45,6 +49,7 @@ class Family:
     locks: ClassVar[str] = "nothing"
     drops_inside: ClassVar[bool] = True
     grid_names: ClassVar[tuple[str, ...]] = ("image", "tiles")
+    resizes: ClassVar[str | None] = DOWN_AND_UP
 
     def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
         """Tokens of each image, given those of each entry that the encoder returns: one entry per image."""
@@ -102,13 +107,22 @@ class Family:
         """The module that takes the patch states ``[images, N, Dv]``, one per token; None where none does."""
         return None
 
-    def resizes(self, model: "PreTrainedModel") -> bool:
-        """Whether the tower takes images of any whole number of patches (`resized`)."""
-        return False
+    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+        """``[C, H, W]``, what each grid is made of, tiles joined, for all images one after another.
 
-    def resized(self, model: "PreTrainedModel", arguments: Prompt, size: tuple[int, int]) -> Prompt:
-        """``arguments`` of the image encoder for the same images, resized to ``(height, width)`` tokens."""
-        raise UnsupportedModel(f"{self.name} does not resize")
+        Here: pixels of shape ``[..., C, H, W]``. ``C`` counts all frames that a time step is made of.
+        """
+        return list(prompt[PIXELS[kind]].flatten(0, -4))
+
+    def with_pictures(
+        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
+    ) -> Prompt:
+        """The arguments of the encoder in which ``pictures`` take the place of its own (`pictures`).
+
+        Of `AS_IT_IS` families: any number, all of one size, each an image to the encoder, which may be given more
+        after them. Else: all of the prompt's, of their own sizes.
+        """
+        return {PIXELS[kind]: torch.stack(list(pictures)).reshape_as(prompt[PIXELS[kind]])}
 
 
 def base_of(model: "PreTrainedModel") -> Any:

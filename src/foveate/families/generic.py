@@ -19,6 +19,7 @@ class Generic(Family):
     kinds = (IMAGE, VIDEO)
     tokens = "one line"
     drops_inside = False
+    resizes = None
 
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""

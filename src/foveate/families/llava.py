@@ -1,12 +1,12 @@
 """LLaVA-1.5 and its like: one square of patches per image, or Pixtral's rows of patches."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from foveate.families.base import Family, Prompt, base_of, selected_layer
+from foveate.families.base import AS_IT_IS, Family, Prompt, base_of, selected_layer
 from foveate.families.layout import Layout
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Llava(Family):
     towers: ClassVar[tuple[str, ...]] = (CLIP, PIXTRAL)
     tokens = "CLIP: a square of patches; Pixtral: the image's own height x width of patches"
     locks = "the CLS row, where the model hands it on (`vision_feature_select_strategy='full'`)"
+    resizes: ClassVar[str | None] = AS_IT_IS
 
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""
@@ -59,21 +60,22 @@ class Llava(Family):
         module: nn.Module = base_of(model).multi_modal_projector
         return module
 
-    def resizes(self, model: "PreTrainedModel") -> bool:
-        """See `Family.resizes`."""
-        return bool(model.config.vision_config.model_type == CLIP)
+    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+        """See `Family.pictures`: without the margins that Pixtral's have in a batch."""
+        whole = super().pictures(model, prompt, kind)
+        if model.config.vision_config.model_type != PIXTRAL:
+            return whole
+        return [image[:, :height, :width] for image, (height, width) in zip(whole, sizes_of(prompt), strict=True)]
 
-    def resized(self, model: "PreTrainedModel", arguments: Prompt, size: tuple[int, int]) -> Prompt:
-        """See `Family.resized`: bicubic, antialiased; the tower interpolates its position embeddings."""
-        patch = model.config.vision_config.patch_size
-        pixels = arguments["pixel_values"]
-        small = interpolate(
-            pixels.float(),  # half precision has no antialiased kernel on every device
-            size=(size[0] * patch, size[1] * patch),
-            mode="bicubic",
-            antialias=True,
-        )
-        return {**arguments, "pixel_values": small.to(pixels.dtype), "interpolate_pos_encoding": True}
+    def with_pictures(
+        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
+    ) -> Prompt:
+        """See `Family.with_pictures`: CLIP's tower interpolates its position embeddings."""
+        pixels = torch.stack(list(pictures))
+        if model.config.vision_config.model_type != PIXTRAL:
+            return {"pixel_values": pixels, "interpolate_pos_encoding": True}
+        sizes = torch.tensor([pixels.shape[-2:]] * len(pixels), device=pixels.device)
+        return {"pixel_values": pixels, "image_sizes": sizes}
 
 
 def patches_of(prompt: Prompt, index: int, patch: int) -> tuple[int, int]:

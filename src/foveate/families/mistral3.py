@@ -1,5 +1,6 @@
 """Mistral 3: Pixtral's patches, merged in squares."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -35,6 +36,14 @@ class Mistral3(Llava):
             pooled(image, grid, (grid[0] // merge, grid[1] // merge))
             for image, grid in zip(images, grids, strict=True)
         ]
+
+    def with_pictures(
+        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
+    ) -> Prompt:
+        """See `Family.with_pictures`: an only image is given twice, for stock squeezes an only token away."""
+        return super().with_pictures(
+            model, prompt, kind, [*pictures, *pictures] if len(pictures) == 1 else pictures
+        )
 
     def projector(self, model: "PreTrainedModel") -> None:
         """See `Family.projector`: it takes several patches per token."""

@@ -1,11 +1,12 @@
 """Qwen-VL and GLM-V: patches merged in squares, positions of three axes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from foveate.families.base import IMAGE, VIDEO, Family, Prompt, base_of
+from foveate.families.base import AS_IT_IS, IMAGE, PIXELS, VIDEO, Family, Prompt, base_of
 from foveate.families.layout import Layout
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Qwen2VL(Family):
     tokens = (
         "the image's own height x width of patches, merged in squares of `spatial_merge_size`; so each time step"
     )
+    resizes = AS_IT_IS
 
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""
@@ -44,6 +46,32 @@ class Qwen2VL(Family):
         return [
             self._in_raster_order(model, image, grid) for image, grid in zip(images, grids.tolist(), strict=True)
         ]
+
+    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+        """See `Family.pictures`: each time step by itself, its frames as channels.
+
+        A row is a patch; those that are merged to a token follow one another.
+        """
+        patch, merge = _sides(model)
+        grids = prompt[GRIDS[kind]]
+        images = torch.split(prompt[PIXELS[kind]], grids.prod(dim=1).tolist())
+        found: list[Tensor] = []
+        for rows, (steps, height, width) in zip(images, grids.tolist(), strict=True):
+            cut = rows.reshape(steps, height // merge, width // merge, merge, merge, -1, patch, patch)
+            found += cut.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(steps, -1, height * patch, width * patch)
+        return found
+
+    def with_pictures(
+        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
+    ) -> Prompt:
+        """See `Family.with_pictures`: time steps do not see one another, so each may be an image of its own."""
+        patch, merge = _sides(model)
+        pixels = torch.stack(list(pictures))
+        height, width = (edge // patch for edge in pixels.shape[-2:])
+        cut = pixels.reshape(len(pixels), -1, height // merge, merge, patch, width // merge, merge, patch)
+        rows = cut.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(pixels) * height * width, -1)
+        grids = torch.tensor([[1, height, width]] * len(pixels), device=pixels.device)
+        return {PIXELS[kind]: rows, GRIDS[kind]: grids}
 
     def _in_raster_order(self, model: "PreTrainedModel", scores: Tensor, grid: list[int]) -> Tensor:
         return scores
@@ -83,3 +111,9 @@ class Glm4v(Qwen2VL):
 
     name = "GLM-4V"
     kinds = (IMAGE,)
+
+
+def _sides(model: "PreTrainedModel") -> tuple[int, int]:
+    """A patch's in pixels, and a token's in patches."""
+    vision = model.config.vision_config
+    return vision.patch_size, vision.spatial_merge_size

@@ -90,6 +90,18 @@ class Idefics3(InternVL):
         """See `Family.has_cls`."""
         return False
 
+    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+        """See `Family.pictures`."""
+        return list(prompt["pixel_values"][_real(prompt)])
+
+    def with_pictures(
+        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
+    ) -> Prompt:
+        """See `Family.with_pictures`."""
+        pixels = prompt["pixel_values"].clone()
+        pixels[_real(prompt)] = torch.stack(list(pictures))
+        return {"pixel_values": pixels}
+
     def _side(self, model: "PreTrainedModel") -> int:
         vision = model.config.vision_config
         return int(vision.image_size // vision.patch_size // model.config.scale_factor)
@@ -101,6 +113,12 @@ class SmolVLM(Idefics3):
     name = "SmolVLM"
     towers = ("smolvlm_vision",)
     since = "5.21.1"
+
+
+def _real(prompt: Prompt) -> Tensor:
+    """``[rows, tiles]`` bool: tiles that do not fill up a batch; by zeros, as the models tell them apart."""
+    real: Tensor = (prompt["pixel_values"] != 0).flatten(2).any(dim=2)
+    return real
 
 
 def placeholder_runs(model: "PreTrainedModel", prompt: Prompt) -> list[list[tuple[int, int]]]:

@@ -32,8 +32,8 @@ class Merging(Method):
 class Resizing(Method):
     """A method that encodes a smaller image; `rank` gives the places of its tokens, in raster order.
 
-    Its counts are areas, so that `rank` may give fewer than ``k``. Only for families whose vision tower
-    takes images of any size (`Family.resizes`).
+    Each grid (tile, frame) is made smaller by itself. Their counts are areas, so that `rank` may give fewer
+    than ``k``.
     """
 
     @abstractmethod
