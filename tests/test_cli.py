@@ -14,6 +14,7 @@ from foveate import METHODS, RRQR, SPARE, Random, ResPrune, bench, mini
 from foveate.cli import app
 from foveate.errors import InvalidOption
 from foveate.families import FAMILIES
+from foveate.methods import INSIDE
 from foveate.methods.spec import parse_method, split_methods
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -121,7 +122,7 @@ def test_any_llava_checkpoint_works_without_template_and_clip(tmp_path):
 
 def test_methods_lists_the_table():
     rows = run_json("methods")["methods"]
-    assert [row["name"] for row in rows] == list(METHODS)
+    assert [row["name"] for row in rows] == [*METHODS, *INSIDE]
     spare = rows[0]
     assert spare["options"] == {"beta": 0.25, "relevance": "auto", "sign": "-", "rows": "raw"}
     assert spare["needs"] == ["question"]
