@@ -518,7 +518,7 @@ def test_every_family_runs_them(animal, name):
         locked = int(tokens.locked.sum())
         free = tokens.unlocked()
         states = free.patches if method.space == "patches" else free.features
-        scores = states[:, 0] * 0 if name == "tome" else method.scores(free)
+        scores = states[:, 0] * 0 if name == "tome" else method.scores(free, 1)
         places, _ = by_loops(name, states, free.keys, scores, len(order) - locked)
         where = (~tokens.locked).nonzero().flatten()
         assert order[locked:-1].tolist() == where[places].tolist()[:-1]

@@ -212,6 +212,22 @@ def test_fastervlm_and_divprune():
                 method.rank(replace(image, cls_attention=attention), 9)
 
 
+@pytest.mark.parametrize("kind", [*OURS, foveate.VisionZip, foveate.PruMerge, foveate.PruMergePlus, foveate.ToMe])
+@pytest.mark.parametrize("k", [0, 49, -1, 2.0, True])
+def test_a_count_that_no_budget_gives_is_refused(kind, k):
+    with pytest.raises(InvalidBudget, match=f"k={k}"):
+        kind().rank(tokens(), k)
+
+
+@pytest.mark.parametrize("method", [CDPruner(), CDPruner(faithful=True), CDPruner("llm"), foveate.SPARE()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_relevance_that_is_no_number_is_not_taken_for_a_constant_one(method, bad):
+    image = tokens()
+    image.clip_relevance[3] = image.question[0, 0] = bad
+    with pytest.raises(InvalidFeatures, match="NaN"):
+        method.rank(image, 9)
+
+
 def test_vispruner_keeps_its_share_by_attention():
     image = tokens()
     by_attention = FasterVLM().rank(image, 48).tolist()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from foveate.errors import InvalidFeatures
 from foveate.methods.base import Method, one_of, precise
+from foveate.select.inputs import check_count
 from foveate.tokens import Signal, VisualTokens
 
 
@@ -57,13 +58,15 @@ class Attending(Method):
             return method
         return replace(method, attention="cls" if method.strict or self.of_cls in available else "received")
 
-    def scores(self, tokens: VisualTokens) -> Tensor:
+    def scores(self, tokens: VisualTokens, k: int) -> Tensor:
         """``[N]``, the attention, 0 or more, float64 as it is, all else in float32.
 
         Raises:
+            InvalidBudget: ``k`` is not an int in ``[1, N]``: a top k would not say so.
             MissingSignal: it was not collected.
             InvalidFeatures: NaN, infinite or negative values.
         """
+        check_count(k, len(tokens.features))
         signal = self.settled(tokens.signals).attended
         attention = precise(tokens.signal(signal))
         if not bool(torch.isfinite(attention).all()) or bool((attention < 0).any()):

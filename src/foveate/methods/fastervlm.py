@@ -33,4 +33,4 @@ class FasterVLM(Attending):
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        return top(self.scores(tokens), k)
+        return top(self.scores(tokens, k), k)

@@ -72,5 +72,5 @@ class PruMerge(Attending, Mixing):
         return top(scores, count)
 
     def _decide(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor]:
-        scores = self.scores(tokens)
+        scores = self.scores(tokens, k)
         return scores, self.choose(scores, k - 1 if self.faithful else max(1, k - 1))

@@ -81,12 +81,12 @@ class SCOPE(Attending):
         states = states_of(tokens, self.settled(tokens.signals).states)
         if self.faithful:
             refuse_zero_rows(states)
-        return select_coverage(states, k, weight=self._weight(tokens), combine=self.combine)
+        return select_coverage(states, k, weight=self._weight(tokens, k), combine=self.combine)
 
-    def _weight(self, tokens: VisualTokens) -> Tensor | None:
+    def _weight(self, tokens: VisualTokens, k: int) -> Tensor | None:
         if self.alpha == 0:
             return None
-        attention = self.scores(tokens)
+        attention = self.scores(tokens, k)
         if not bool((attention > 0).any()):
             if self.faithful:
                 raise InvalidFeatures("the attention is 0 everywhere: with faithful=True some must be above 0")

@@ -78,6 +78,6 @@ class VisionZip(Attending, Mixing):
 
     def _decide(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor, Tensor]:
         count, contextual = self.split(k)
-        dominant = top(self.scores(tokens), count)
+        dominant = top(self.scores(tokens, k), count)
         keys = tokens.signal(Signal.KEYS).mean(dim=1)
         return dominant, *merge_contextual(keys, dominant, contextual, faithful=self.faithful)

@@ -65,7 +65,7 @@ class VisPruner(Attending):
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        attention = self.scores(tokens)
+        attention = self.scores(tokens, k)
         states = states_of(tokens, self.settled(tokens.signals).states)
         important = int(k * self.important)
         order = top(attention, len(attention))
