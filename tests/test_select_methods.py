@@ -169,6 +169,10 @@ def test_cdpruner_negates_cosines_of_clip_and_not_of_the_language_model():
         r = (signed - signed.min() + 1e-6) / (signed.max() - signed.min())
         expected = select_residual(unit(image.features), 20, weight=r.double().square()).tolist()
         assert CDPruner(relevance=space).rank(image, 20).tolist() == expected
+    narrow = replace(image, clip_relevance=image.clip_relevance * 1e-5)  # where the floor counts
+    r = narrow.clip_relevance.max() - narrow.clip_relevance + 1e-6
+    expected = select_residual(unit(image.features), 20, weight=r.double().square()).tolist()
+    assert CDPruner().rank(narrow, 20).tolist() == expected
     assert CDPruner().settled(image.signals) == CDPruner("clip", "-")
     assert CDPruner().settled(frozenset({Signal.QUESTION})) == CDPruner("llm", "+")
     opposite = replace(image, clip_relevance=-image.clip_relevance)
@@ -293,6 +297,11 @@ def test_faithful_refuses_counts_that_the_authors_code_cannot_give():
         DivPrune(faithful=True).rank(one, 1)
     with pytest.raises(InvalidFeatures, match="0 everywhere"):
         SCOPE(faithful=True).rank(replace(image, cls_attention=torch.zeros(48)), 4)
+    added = SCOPE(combine="add", heads=16, faithful=True)  # nothing is lost by adding zeros
+    alone = SCOPE(alpha=0).rank(image, 20).tolist()
+    assert added.rank(replace(image, cls_attention=torch.zeros(48)), 20).tolist() == alone
+    with pytest.raises(InvalidBudget, match="k=14"):
+        VisPruner(important=0.75, faithful=True).rank(tokens(height=24, width=24), 14)
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,12 @@ class SCOPE(Attending):
 
     Raises:
         InvalidOption: an option outside the above; ``faithful`` with ``add`` and unknown ``heads``.
-        InvalidFeatures: ``rank``, where ``faithful`` refuses zero rows or an attention of zeros.
+        InvalidFeatures: ``rank``, where ``faithful`` refuses zero rows or an attention of zeros to multiply with.
 
     Source: arXiv 2510.24214.
     Differs: ``alpha`` is an environment variable of the authors' code; 1 is our reading, as is that the
         states are the projector's input. Zero rows cover nothing and come last, where theirs then keep the
-        first k, as for an attention of zeros, which here means coverage alone. Without a CLS token, which the
+        first k, as for a product with zeros, which here means coverage alone. Without a CLS token, which the
         paper needs, the attention received from all patches.
     """
 
@@ -87,10 +87,10 @@ class SCOPE(Attending):
         if self.alpha == 0:
             return None
         attention = self.scores(tokens, k)
-        if not bool((attention > 0).any()):
-            if self.faithful:
-                raise InvalidFeatures("the attention is 0 everywhere: with faithful=True some must be above 0")
-            return None
-        if self.combine == "multiply":
+        if self.combine == "add":
+            return torch.pow(attention * (self.heads or 1), self.alpha)
+        if bool((attention > 0).any()):
             return powered(attention, self.alpha)
-        return torch.pow(attention * (self.heads or 1), self.alpha)
+        if self.faithful:
+            raise InvalidFeatures("the attention is 0 everywhere: with faithful=True some must be above 0")
+        return None
