@@ -518,7 +518,7 @@ def test_every_family_runs_them(animal, name):
         locked = int(tokens.locked.sum())
         free = tokens.unlocked()
         states = free.patches if method.space == "patches" else free.features
-        scores = states[:, 0] * 0 if name == "tome" else method.scores(free)
+        scores = states[:, 0] * 0 if name == "tome" else method.scores(free, 1)
         places, _ = by_loops(name, states, free.keys, scores, len(order) - locked)
         where = (~tokens.locked).nonzero().flatten()
         assert order[locked:-1].tolist() == where[places].tolist()[:-1]
@@ -536,7 +536,7 @@ def test_they_refuse_what_they_cannot_have_before_any_work(name, monkeypatch):
     if name != "tome":
         with pytest.raises(foveate.MissingSignal, match="has no CLS token"):
             foveate.prune(model, inputs, replace(NEW[name], attention="cls"), keep=4)
-    monkeypatch.setattr("foveate.families.FAMILIES", {})
+    monkeypatch.setattr("foveate.families.FAMILIES", {"llava": FAMILIES["llava"]})
     with pytest.raises(foveate.MissingSignal, match="not known of this family"):
         foveate.prune(model, inputs, NEW[name], keep=4, family="generic")
 

@@ -29,7 +29,9 @@ from foveate.families import family_of
 from foveate.methods.relevance import question_relevance
 from foveate.select import select_coverage, select_farthest, select_residual
 from foveate.signals import Source
+from test_families import NAMES, model_of
 from test_methods import HARD_CASES, tokens
+from zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
 OURS = (DPP, CDPruner, DivPrune, SCOPE, FasterVLM, VisPruner, DART)
@@ -91,7 +93,65 @@ def test_a_model_whose_projector_reads_several_patches_has_none(monkeypatch):
 
 def test_the_report_says_which_states_were_compared(tiny):
     pruned = foveate.prune(tiny, tiny_prompt((1,)), VisPruner(), keep=8)
-    assert pruned.report.method == VisPruner(states="patches")
+    assert pruned.report.method == VisPruner(states="patches", attention="cls")
+
+
+ATTENDING = (SCOPE, FasterVLM, VisPruner)
+
+
+@pytest.mark.parametrize("kind", [*ATTENDING, foveate.PruMerge, foveate.PruMergePlus, foveate.VisionZip])
+def test_attention_is_the_cls_tokens_where_there_is_one_else_received(kind):
+    image = tokens()
+    absent = {"cls_attention": None, "joint_attention": None}
+    without = replace(image, **absent)
+    instead = replace(image, **dict.fromkeys(absent, image.received_attention))
+    assert kind().settled(image.signals).attention == "cls"
+    assert kind().settled(without.signals).attention == "received"
+    assert kind().rank(image, 12).tolist() == kind(attention="cls").rank(image, 12).tolist()
+    received = kind(attention="received").rank(image, 12).tolist()
+    assert received == kind().rank(without, 12).tolist() == kind(attention="cls").rank(instead, 12).tolist()
+    assert received != kind().rank(image, 12).tolist()
+    assert kind().needs >= {Signal.RECEIVED_ATTENTION}
+    assert kind.of_cls in kind().wants
+    with pytest.raises(MissingSignal, match="no received_attention"):
+        kind(attention="received").rank(replace(image, received_attention=None), 12)
+    with pytest.raises(InvalidOption, match="attention="):
+        kind(attention="all")
+    assert kind(faithful=True, attention="received").needs >= {Signal.RECEIVED_ATTENTION}
+    if kind is foveate.VisionZip:  # whose paper has both
+        assert (
+            kind(faithful=True).rank(without, 12).tolist()
+            == kind(faithful=True, attention="received").rank(without, 12).tolist()
+        )
+        return
+    for strict in (kind(attention="cls"), kind(faithful=True)):
+        assert kind.of_cls in strict.needs
+        with pytest.raises(MissingSignal, match=f"no {kind.of_cls.value}"):
+            strict.rank(without, 12)
+
+
+@pytest.mark.parametrize("kind", ATTENDING)
+@pytest.mark.parametrize("animal", NAMES)
+def test_every_family_runs_those_that_go_by_attention(animal, kind):
+    model, family, inputs = model_of(animal), family_of(model_of(animal)), ZOO[animal].prompt((2, 1))
+    pruned = foveate.prune(model, inputs, kind(), keep=0.4)
+    method = pruned.report.method
+    assert method.attention == ("cls" if family.has_cls(model) else "received")
+    with torch.no_grad():
+        images = encode(model, family, inputs, method.needs).images
+    for image, order in zip(images, pruned.orders, strict=True):
+        locked = int(image.locked.sum())
+        free = (~image.locked).nonzero().flatten()
+        assert order[locked:].tolist() == free[method.rank(image.unlocked(), len(order) - locked)].tolist()
+    if not family.has_cls(model):
+        for strict in (kind(attention="cls"), kind(faithful=True, **states_of(kind))):
+            with pytest.raises(MissingSignal, match="no CLS token"):
+                foveate.prune(model, inputs, strict, keep=0.4)
+
+
+def states_of(kind):
+    """Options with which a method asks for no patches."""
+    return {} if kind is FasterVLM else {"states": "tokens"}
 
 
 # What each computes.
@@ -109,6 +169,10 @@ def test_cdpruner_negates_cosines_of_clip_and_not_of_the_language_model():
         r = (signed - signed.min() + 1e-6) / (signed.max() - signed.min())
         expected = select_residual(unit(image.features), 20, weight=r.double().square()).tolist()
         assert CDPruner(relevance=space).rank(image, 20).tolist() == expected
+    narrow = replace(image, clip_relevance=image.clip_relevance * 1e-5)  # where the floor counts
+    r = narrow.clip_relevance.max() - narrow.clip_relevance + 1e-6
+    expected = select_residual(unit(image.features), 20, weight=r.double().square()).tolist()
+    assert CDPruner().rank(narrow, 20).tolist() == expected
     assert CDPruner().settled(image.signals) == CDPruner("clip", "-")
     assert CDPruner().settled(frozenset({Signal.QUESTION})) == CDPruner("llm", "+")
     opposite = replace(image, clip_relevance=-image.clip_relevance)
@@ -150,6 +214,22 @@ def test_fastervlm_and_divprune():
         for method in (FasterVLM(), SCOPE(), VisPruner()):
             with pytest.raises(InvalidFeatures, match="cls_attention"):
                 method.rank(replace(image, cls_attention=attention), 9)
+
+
+@pytest.mark.parametrize("kind", [*OURS, foveate.VisionZip, foveate.PruMerge, foveate.PruMergePlus, foveate.ToMe])
+@pytest.mark.parametrize("k", [0, 49, -1, 2.0, True])
+def test_a_count_that_no_budget_gives_is_refused(kind, k):
+    with pytest.raises(InvalidBudget, match=f"k={k}"):
+        kind().rank(tokens(), k)
+
+
+@pytest.mark.parametrize("method", [CDPruner(), CDPruner(faithful=True), CDPruner("llm"), foveate.SPARE()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_relevance_that_is_no_number_is_not_taken_for_a_constant_one(method, bad):
+    image = tokens()
+    image.clip_relevance[3] = image.question[0, 0] = bad
+    with pytest.raises(InvalidFeatures, match="NaN"):
+        method.rank(image, 9)
 
 
 def test_vispruner_keeps_its_share_by_attention():
@@ -217,6 +297,11 @@ def test_faithful_refuses_counts_that_the_authors_code_cannot_give():
         DivPrune(faithful=True).rank(one, 1)
     with pytest.raises(InvalidFeatures, match="0 everywhere"):
         SCOPE(faithful=True).rank(replace(image, cls_attention=torch.zeros(48)), 4)
+    added = SCOPE(combine="add", heads=16, faithful=True)  # nothing is lost by adding zeros
+    alone = SCOPE(alpha=0).rank(image, 20).tolist()
+    assert added.rank(replace(image, cls_attention=torch.zeros(48)), 20).tolist() == alone
+    with pytest.raises(InvalidBudget, match="k=14"):
+        VisPruner(important=0.75, faithful=True).rank(tokens(height=24, width=24), 14)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The same data as tables for a terminal."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,9 +12,6 @@ from foveate.bench.answers import Answer
 from foveate.bench.quality.cells import percent
 from foveate.families import DOWN_AND_UP, FAMILIES
 from foveate.methods import INSIDE, METHODS, Inside, Method, Resizing
-from foveate.tokens import Signal
-
-OF_CLS = {Signal.CLS_ATTENTION, Signal.JOINT_ATTENTION}
 
 
 def answers_table(answers: Sequence[Answer]) -> Table:
@@ -56,7 +53,7 @@ def describe_methods() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "class": method.__name__,
-                "options": {field.name: getattr(default, field.name) for field in fields(default)},
+                "options": {field.name: getattr(default, field.name) for field in _in_order(method)},
                 "needs": sorted(signal.value for signal in default.needs),
                 "wants": sorted(signal.value for signal in default.wants),
                 "families": _families(default),
@@ -70,6 +67,11 @@ def describe_methods() -> list[dict[str, Any]]:
     return rows
 
 
+def _in_order(method: type[Method] | type[Inside]) -> list[Field[Any]]:
+    """The options as a call takes them: those by name alone come last."""
+    return sorted(fields(method), key=lambda field: field.kw_only is True)
+
+
 def _families(method: Method | Inside) -> str:
     """Which families the method can serve, with its options as they are."""
     if isinstance(method, Inside):
@@ -77,7 +79,7 @@ def _families(method: Method | Inside) -> str:
     if isinstance(method, Resizing):
         others = [name for name, family in FAMILIES.items() if family.resizes == DOWN_AND_UP]
         return f"all; {DOWN_AND_UP}: {', '.join(others)}"
-    return "those with a CLS token" if method.needs & OF_CLS else "all"
+    return "all"  # whose towers have a CLS token or not: `auto` options take what there is
 
 
 def methods_table(rows: Sequence[dict[str, Any]]) -> Table:

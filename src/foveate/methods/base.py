@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ class Method(ABC):
     nested: ClassVar[bool] = False
     countable: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
+        """Check the options.
+
+        Raises:
+            InvalidOption: a hyper-parameter that is not allowed.
+        """
+
     @property
     def needs(self) -> frozenset[Signal]:
         """The signals it is computed with: a missing one raises before any work, no other is collected.
@@ -46,7 +53,7 @@ class Method(ABC):
         """The signals its ``auto`` options turn to where they are to be had."""
         return self.settled(frozenset(Signal)).needs - self.needs
 
-    def settled(self, available: frozenset[Signal]) -> "Method":
+    def settled(self, available: frozenset[Signal]) -> Self:
         """The method with its ``auto`` options decided, given the signals that are to be had."""
         return self
 

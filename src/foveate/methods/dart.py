@@ -10,6 +10,7 @@ from torch import Tensor
 from foveate.errors import InvalidBudget, InvalidOption
 from foveate.methods.base import Method, precise, top
 from foveate.select import select_unlike
+from foveate.select.inputs import check_count
 from foveate.tokens import Signal, VisualTokens
 
 
@@ -58,6 +59,7 @@ class DART(Method):
         """See `Method.rank`."""
         states = precise(tokens.features)
         n = len(states)
+        check_count(k, n)
         if self.text_pivots:
             states = torch.cat([states, tokens.signal(Signal.QUESTION).to(states)])
         return self.retained(states, states, slice(0, n), k)

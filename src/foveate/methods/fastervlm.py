@@ -1,40 +1,36 @@
-"""FasterVLM: the tokens that the CLS query attends to."""
+"""FasterVLM: the tokens attended to most."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.methods.attention import cls_attention_of
-from foveate.methods.base import Method, top
-from foveate.tokens import Signal, VisualTokens
+from foveate.methods.attention import Attending
+from foveate.methods.base import top
+from foveate.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class FasterVLM(Method):
+class FasterVLM(Attending):
     """Keep the tokens of the largest CLS attention of the vision tower, mean over heads; no text.
 
     Attributes:
-        faithful: changes nothing here: no input is known that breaks a top k.
+        attention: as `Attending`'s; ``received`` stands in where the tower has no CLS token.
+        faithful: whether to refuse such a tower; no input is known that breaks a top k.
 
     Raises:
+        InvalidOption: another attention.
         InvalidFeatures: ``rank``, for an attention that is NaN, infinite or negative.
 
     Source: arXiv 2412.01818 (v1).
-    Differs: ties go to the lowest index, where the authors leave them open.
+    Differs: ties go to the lowest index, where the authors leave them open. Without a CLS token, which the paper
+        needs, the attention received from all patches.
     """
 
     source: ClassVar[str] = "arXiv 2412.01818v1"
     complexity: ClassVar[str] = "O(N log N)"
     nested: ClassVar[bool] = True
 
-    faithful: bool = False
-
-    @property
-    def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
-        return frozenset({Signal.CLS_ATTENTION})
-
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        return top(cls_attention_of(tokens), k)
+        return top(self.scores(tokens, k), k)

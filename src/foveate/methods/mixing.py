@@ -29,6 +29,7 @@ class Mixing(Merging):
     faithful: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("space", self.space, ("auto", "patches", "features"))
         one_of("faithful", self.faithful, (False, True))
 
@@ -57,44 +58,3 @@ class Mixing(Merging):
         method = self.settled(tokens.signals)
         states = tokens.signal(Signal.PATCHES) if method.unprojected else tokens.features
         return (method.mix(tokens, k).to(precise(states)) @ precise(states)).to(states.dtype)
-
-
-@dataclass(frozen=True)
-class Attending(Mixing):
-    """A mixing method that goes by the attention that each token gets in the vision tower.
-
-    Attributes:
-        attention: ``cls``: the CLS token's; ``received``: the mean over all patches'; or ``auto``: cls where
-            the vision tower has a CLS token.
-
-    Raises:
-        InvalidOption: another attention or space.
-    """
-
-    attention: Literal["auto", "cls", "received"] = field(default="auto", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("attention", self.attention, ("auto", "cls", "received"))
-
-    @property
-    @abstractmethod
-    def of_cls(self) -> Signal:
-        """Which attention of the CLS token."""
-
-    @property
-    def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
-        return super().needs | {self.of_cls if self.attention == "cls" else Signal.RECEIVED_ATTENTION}
-
-    def settled(self, available: frozenset[Signal]) -> Self:
-        """See `Method.settled`."""
-        method = super().settled(available)
-        if method.attention != "auto":
-            return method
-        return replace(method, attention="cls" if self.of_cls in available else "received")
-
-    def scores(self, tokens: VisualTokens) -> Tensor:
-        """``[N]``, the attention, in float32 or better."""
-        method = self.settled(tokens.signals)
-        return precise(tokens.signal(self.of_cls if method.attention == "cls" else Signal.RECEIVED_ATTENTION))

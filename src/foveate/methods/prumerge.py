@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidOption
+from foveate.methods.attention import Attending
 from foveate.methods.base import top
-from foveate.methods.mixing import Attending
+from foveate.methods.mixing import Mixing
 from foveate.select import merge_neighbours
 from foveate.tokens import Signal, VisualTokens
 
 
 @dataclass(frozen=True)
-class PruMerge(Attending):
+class PruMerge(Attending, Mixing):
     """Add to each of the k - 1 tokens attended to most its nearest neighbours, weighted with attention.
 
     The k-th token is the weighted sum of all that were not chosen, at the place of the first of them by
@@ -24,7 +25,8 @@ class PruMerge(Attending):
     Attributes:
         neighbours: how many, 1 or more; near are tokens whose keys have a large cosine.
         attention: as `Attending`'s; ``received`` stands in where the tower has no CLS token, for which the paper
-            has none: a distribution over patches all the same, mean over heads and queries.
+            has none: a distribution over patches all the same, mean over heads and queries. With ``faithful``
+            it does not.
         space: as `Mixing`'s.
         faithful: see ``Differs``.
 
@@ -41,6 +43,7 @@ class PruMerge(Attending):
 
     source: ClassVar[str] = "arXiv 2403.15388"
     complexity: ClassVar[str] = "O(k N D)"
+    of_cls: ClassVar[Signal] = Signal.JOINT_ATTENTION
 
     neighbours: int = 32
 
@@ -48,11 +51,6 @@ class PruMerge(Attending):
         super().__post_init__()
         if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, Integral) or self.neighbours < 1:
             raise InvalidOption(f"neighbours={self.neighbours!r}: allowed is an int of 1 or more")
-
-    @property
-    def of_cls(self) -> Signal:
-        """See `Attending.of_cls`."""
-        return Signal.JOINT_ATTENTION
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`: by attention; the place of the token for all others comes last."""
@@ -74,5 +72,5 @@ class PruMerge(Attending):
         return top(scores, count)
 
     def _decide(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor]:
-        scores = self.scores(tokens)
+        scores = self.scores(tokens, k)
         return scores, self.choose(scores, k - 1 if self.faithful else max(1, k - 1))

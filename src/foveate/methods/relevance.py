@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.errors import InvalidFeatures
 from foveate.methods.base import precise
 
 POOLS = ("max", "mean", "pooled")
@@ -32,8 +33,14 @@ def question_relevance(features: Tensor, question: Tensor, pool: str = "max") ->
 
 
 def scaled(relevance: Tensor) -> Tensor | None:
-    """``[N]`` relevance scaled to [0, 1] over the image; None where it is constant and says nothing."""
+    """``[N]`` relevance scaled to [0, 1] over the image; None where it is constant and says nothing.
+
+    Raises:
+        InvalidFeatures: NaN or infinite values.
+    """
     low, high = relevance.amin(), relevance.amax()
+    if not bool(torch.isfinite(high - low)):
+        raise InvalidFeatures("the relevance holds NaN or infinite values: allowed are finite numbers")
     noise = 8 * torch.finfo(relevance.dtype).eps * torch.maximum(low.abs(), high.abs())
     return (relevance - low) / (high - low) if high - low > noise else None
 

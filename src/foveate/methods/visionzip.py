@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from foveate.errors import InvalidOption
+from foveate.methods.attention import Attending
 from foveate.methods.base import at_least_zero, top
-from foveate.methods.mixing import Attending
+from foveate.methods.mixing import Mixing
 from foveate.select import merge_contextual
 from foveate.tokens import Signal, VisualTokens
 
 
 @dataclass(frozen=True)
-class VisionZip(Attending):
+class VisionZip(Attending, Mixing):
     """Keep the dominant tokens; every ``R // c``-th of the other R takes in those that are most like it.
 
     Of k tokens, ``c = max(1, round(k * contextual))`` are contextual; attention picks the other ``k - c``.
@@ -54,9 +55,9 @@ class VisionZip(Attending):
             )
 
     @property
-    def of_cls(self) -> Signal:
-        """See `Attending.of_cls`."""
-        return Signal.CLS_ATTENTION
+    def strict(self) -> bool:
+        """See `Attending.strict`: the paper has both attentions."""
+        return False
 
     def split(self, k: int) -> tuple[int, int]:
         """How many of ``k`` tokens are dominant, and how many contextual."""
@@ -77,6 +78,6 @@ class VisionZip(Attending):
 
     def _decide(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor, Tensor]:
         count, contextual = self.split(k)
-        dominant = top(self.scores(tokens), count)
+        dominant = top(self.scores(tokens, k), count)
         keys = tokens.signal(Signal.KEYS).mean(dim=1)
         return dominant, *merge_contextual(keys, dominant, contextual, faithful=self.faithful)

@@ -1,15 +1,15 @@
-"""VisPruner: the tokens that the CLS query attends to, and of the others those least like each other."""
+"""VisPruner: the tokens attended to most, and of the others those least like each other."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from foveate.errors import InvalidBudget, InvalidOption
-from foveate.methods.attention import cls_attention_of
+from foveate.methods.attention import Attending
 from foveate.methods.authors import refuse_zero_rows
-from foveate.methods.base import Method, at_least_zero, one_of, top
+from foveate.methods.base import at_least_zero, one_of, top
 from foveate.methods.states import STATES, States, settled_states, states_of
 from foveate.select import select_alternating
 from foveate.select.alternating import STEP
@@ -17,15 +17,16 @@ from foveate.tokens import Signal, VisualTokens
 
 
 @dataclass(frozen=True)
-class VisPruner(Method):
+class VisPruner(Attending):
     """Keep ``int(k * important)`` tokens by CLS attention; drop the rest in rounds, 8 at a time, by likeness.
 
     Attributes:
         important: the share of the k tokens that attention alone decides, 0 to 1.
         states: what likeness is the cosine of: ``patches`` (what the projector reads), ``tokens`` (what it
             makes of them), or ``auto``: patches where they are to be had.
+        attention: as `Attending`'s; ``received`` stands in where the tower has no CLS token.
         faithful: whether to refuse what the authors' code has no answer for, instead of the repairs below.
-            ``auto`` states are patches.
+            ``auto`` states are patches, ``auto`` attention is cls.
 
     Raises:
         InvalidOption: an option outside the above.
@@ -35,7 +36,8 @@ class VisPruner(Method):
     Source: arXiv 2412.01818.
     Differs: computed in float64 where the device has it, ties to the larger attention (with ``faithful``,
         too): the rounds amplify rounding, and the authors' float16 keeps other tokens. Without it, odd rounds
-        and short ones are computed as they come, where theirs raise, and zero rows are dropped first.
+        and short ones are computed as they come, where theirs raise, and zero rows are dropped first. Without
+        a CLS token, which the paper needs, the attention received from all patches.
     """
 
     source: ClassVar[str] = "arXiv 2412.01818"
@@ -43,9 +45,9 @@ class VisPruner(Method):
 
     important: float = 0.5
     states: States = "auto"
-    faithful: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_zero("important", self.important)
         if self.important > 1:
             raise InvalidOption(f"important={self.important!r}: allowed is a number from 0 to 1")
@@ -55,15 +57,15 @@ class VisPruner(Method):
     def needs(self) -> frozenset[Signal]:
         """See `Method.needs`."""
         patches = self.states == "patches" or (self.states == "auto" and self.faithful)
-        return frozenset({Signal.CLS_ATTENTION} | ({Signal.PATCHES} if patches else set()))
+        return super().needs | ({Signal.PATCHES} if patches else set())
 
-    def settled(self, available: frozenset[Signal]) -> "VisPruner":
+    def settled(self, available: frozenset[Signal]) -> Self:
         """See `Method.settled`."""
-        return replace(self, states=settled_states(self.states, self.needs | available))
+        return replace(super().settled(available), states=settled_states(self.states, self.needs | available))
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
         """See `Method.rank`."""
-        attention = cls_attention_of(tokens)
+        attention = self.scores(tokens, k)
         states = states_of(tokens, self.settled(tokens.signals).states)
         important = int(k * self.important)
         order = top(attention, len(attention))

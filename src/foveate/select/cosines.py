@@ -15,12 +15,18 @@ def unit_rows(features: Tensor) -> Tensor:
         InvalidFeatures: NaN or infinite values.
     """
     rows = features if features.dtype == torch.float64 else features.float()
+    limits = torch.finfo(rows.dtype)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    unit: Tensor = rows / lengths
+    fits = (lengths > limits.tiny**0.5 / limits.eps) & (lengths < limits.max**0.5)
+    if bool(fits.all()):
+        return unit
     peaks = rows.abs().amax(dim=1, keepdim=True)
     if not bool(torch.isfinite(peaks).all()):
         raise InvalidFeatures("features hold NaN or infinite values: allowed are finite numbers")
-    rows = rows / torch.where(peaks > 0, peaks, 1)
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / torch.where(lengths > 0, lengths, 1)
+    scaled = rows / torch.where(peaks > 0, peaks, 1)
+    lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return torch.where(fits, unit, scaled / torch.where(lengths > 0, lengths, 1))
 
 
 def cosines(unit: Tensor) -> Tensor:
@@ -36,7 +42,7 @@ def cosines(unit: Tensor) -> Tensor:
 
 def is_nonzero(rows: Tensor) -> Tensor:
     """``[N]`` bool: which of ``rows [N, D]`` have a direction."""
-    return (rows != 0).any(dim=1)
+    return rows.abs().amax(dim=1) > 0
 
 
 def first_best(scores: Tensor, tolerance: Tensor | float) -> Tensor:
