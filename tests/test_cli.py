@@ -14,7 +14,6 @@ from foveate import INSIDE, METHODS, RRQR, SPARE, FastV, PyramidDrop, Random, Re
 from foveate.cli import app
 from foveate.errors import InvalidOption
 from foveate.families import FAMILIES
-from foveate.methods import INSIDE
 from foveate.methods.spec import parse_method, split_methods
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
