@@ -19,6 +19,7 @@ from foveate import METHODS, InvalidOption, PruMerge, PruMergePlus, Signal, ToMe
 from foveate.encode import encode
 from foveate.families import FAMILIES
 from foveate.methods.mixing import Mixing
+from foveate.methods.prumergeplus import sampled
 from foveate.prune import prepare
 from foveate.select import count_outliers, merge_bipartite, merge_contextual, merge_neighbours
 from foveate.vision_attention import attention_tap, key_tap
@@ -280,6 +281,13 @@ def test_faithful_prumergeplus_raises_where_the_authors_code_does(tokens, error,
     with pytest.raises(error, match=match):
         PruMergePlus(faithful=True).rank(tokens(), 9)
     assert len(PruMergePlus().rank(tokens(), 9)) == 9
+
+
+def test_the_authors_sampling_never_takes_the_last_of_576_tokens():
+    scores = torch.arange(576.0).flip(0)
+    for ratio, step in ((0.25, 1), (1 / 16, 5)):
+        found = set(sampled(scores, ratio).tolist())
+        assert found == {*range(int(576 * ratio)), *range(0, 575, step)}
 
 
 def test_tome_in_one_round_and_in_several():
