@@ -43,9 +43,11 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_layers.py
 
-# docs/quality.md and its plots; what a stopped run has done is kept in build/quality.
+# docs/quality.md (SPARE, ResPrune, all suites) and docs/rivals/quality.md (every method that prunes the prompt), with
+# their plots; what a stopped run has done is kept in build/.
 quality: $(VENV)/.ready
-	$(BIN)/foveate bench quality --suite all --out build/quality --docs docs
+	$(BIN)/foveate bench quality --suite all --methods spare,resprune --out build/quality --docs docs
+	$(BIN)/foveate bench quality --keep 128,64,32 --out build/rivals --docs docs/rivals
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info
