@@ -4,7 +4,11 @@ The oracle is the stock model on the full prompt, whose layers are given, from t
 tokens dropped. Nothing is shortened there.
 """
 
+import copy
+import gc
+import importlib
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import cache
 
@@ -12,6 +16,9 @@ import accelerate
 import peft
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import foveate
 from conftest import PROMPTS, REPEATS_RIGHTLY, features_by_row
@@ -19,6 +26,7 @@ from foveate.methods import UniformGrid
 from test_families import NAMES, NEW, positions_of, visual
 from zoo import ZOO, animal
 
+attach_module = importlib.import_module("foveate.attach")
 DEPTH = 5
 AHEAD = ("gemma3", "gemma4", "paligemma")
 INSIDE = [name for name in NAMES if name not in AHEAD]
@@ -33,6 +41,13 @@ METHODS = {
 
 @cache
 def deep(name, attention=None):
+    model = fresh(name)
+    if attention:
+        model.set_attn_implementation(attention)
+    return model
+
+
+def fresh(name):
     before = dict(animal.LANGUAGE)
     animal.LANGUAGE["num_hidden_layers"] = DEPTH
     try:
@@ -40,8 +55,6 @@ def deep(name, attention=None):
     finally:
         animal.LANGUAGE.update(before)
     assert len(model.get_decoder().layers) == DEPTH
-    if attention:
-        model.set_attn_implementation(attention)
     return model
 
 
@@ -408,13 +421,7 @@ def test_threads_drop_their_own():
 def test_adapters_and_offloaded_weights(name, put):
     inputs = ZOO[name].prompt((1, 2))
     inputs.pop("labels", None)
-    before = dict(animal.LANGUAGE)
-    animal.LANGUAGE["num_hidden_layers"] = DEPTH
-    try:
-        plain = ZOO[name].build()
-    finally:
-        animal.LANGUAGE.update(before)
-    outer = plain
+    outer = plain = fresh(name)
     if put == "LoRA":
         torch.manual_seed(1)
         config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -429,6 +436,170 @@ def test_adapters_and_offloaded_weights(name, put):
         assert offloaded.generate(**inputs, max_new_tokens=NEW)[:, -NEW:].tolist() == expected
 
 
+def test_other_passes_of_the_same_thread_are_left_alone():
+    """Guidance, and callers' functions that run the model on something else, of any length."""
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    inputs.pop("labels", None)
+    others = [torch.randint(animal.TEXT.start, animal.TEXT.stop, (1, length)) for length in (5, 56, 80)]
+    alone = [model(input_ids=ids).logits for ids in others]
+    seen = []
+
+    class Asking(LogitsProcessor):
+        def __call__(self, ids, scores):
+            seen.append([model(input_ids=other).logits for other in others])
+            seen[-1].append(model.generate(input_ids=others[0], max_new_tokens=2))
+            return scores
+
+    expected_new = model.generate(input_ids=others[0], max_new_tokens=2)
+    for options in ({}, {"use_cache": False}):
+        with foveate.attach(model, METHODS["fastv"], keep=0.4):
+            expected = model.generate(**inputs, max_new_tokens=3, **options)
+            asking = LogitsProcessorList([Asking()])
+            assert torch.equal(
+                model.generate(**inputs, max_new_tokens=3, logits_processor=asking, **options), expected
+            )
+    assert len(seen) == 6
+    for *logits, new in seen:
+        assert all(torch.equal(found, right) for found, right in zip(logits, alone, strict=True))
+        assert torch.equal(new, expected_new)
+    with foveate.attach(model, METHODS["fastv"], keep=0.4) as attached:
+        guided = model.generate(**inputs, max_new_tokens=3, guidance_scale=1.5)
+    full = dict(inputs)
+    with masked_from(model, full, dropped_columns("llava", inputs, attached)):
+        plain = model.generate(**inputs, max_new_tokens=3)
+    assert guided.shape == plain.shape
+
+
+def test_nothing_outlives_its_conversation():
+    """Caches that generate() gave out are remembered no longer than they live, and hold no model."""
+    model, inputs = ZOO["llava"].build(), ZOO["llava"].prompt((1,))
+    before = len(attach_module._ASKED)
+    for method in (METHODS["fastv"], foveate.RRQR()):
+        with foveate.attach(model, method, keep=0.4):
+            first = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
+            for _ in range(2):
+                ids = torch.cat([first.sequences, torch.tensor([[5, 6]])], dim=1)
+                first = model.generate(
+                    input_ids=ids,
+                    past_key_values=first.past_key_values,
+                    max_new_tokens=2,
+                    return_dict_in_generate=True,
+                )
+        del first
+    decoder = weakref.ref(model.get_decoder())
+    del model
+    gc.collect()
+    assert len(attach_module._ASKED) == before
+    assert decoder() is None
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_compiled_models(name):
+    inputs = ZOO[name].prompt((1,))
+    inputs.pop("labels", None)
+    model = fresh(name)
+    with torch.no_grad(), foveate.attach(model, METHODS["fastv"], keep=0.4):
+        expected = model(**inputs).logits
+    model.forward = torch.compile(model.forward, backend="eager")
+    with torch.no_grad(), foveate.attach(model, METHODS["fastv"], keep=0.4):
+        assert (model(**inputs).logits - expected).abs().max() < 1e-5
+        model.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("keep", [8, 9, 12])
+def test_locked_rows_stay_however_few_are_asked_for(keep):
+    model, inputs = deep("llava_next"), ZOO["llava_next"].prompt((1,))
+    for method in (METHODS["sparsevlm"], METHODS["pyramiddrop"], METHODS["fastv"]):
+        with foveate.attach(model, method, keep=keep) as attached:
+            model.generate(**inputs, max_new_tokens=1)
+        locked = attached.last.locked[0].nonzero().flatten()
+        for layer, (kept,) in attached.dropped.kept.items():
+            assert torch.isin(locked, kept).all()
+            assert len(kept) == attached.last.report.tokens_per_layer[0][layer]
+        assert attached.last.report.tokens_per_layer[0] == sorted(attached.last.report.tokens_per_layer[0])[::-1]
+        assert attached.last.report.method == method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_of_a_budget_keeps_all(method):
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    expected = model.generate(**inputs, max_new_tokens=3)
+    for keep in (1.0, 999):
+        with foveate.attach(model, METHODS[method], keep=keep) as attached:
+            assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
+        counts = attached.last.report.tokens_per_layer[0]
+        assert counts == [counts[0]] * DEPTH
+
+
+@given(st.integers(1, 700), st.data())
+def test_counts_fall_with_the_layers_and_grow_with_the_budget(n, data):
+    k = data.draw(st.integers(1, n))
+    for method in (foveate.FastV(), foveate.PyramidDrop(), foveate.SparseVLM()):
+        counts = [stage.count for stage in method.stages(32, n, k)]
+        assert counts == sorted(counts, reverse=True)
+        assert all(1 <= count <= n for count in counts)
+        more = [stage.count for stage in method.stages(32, n, n)]
+        assert more == [n] * len(counts)
+
+
+def test_counts_of_the_authors():
+    assert [stage.count for stage in foveate.PyramidDrop(faithful=True).stages(32, 100, 12)] == [50, 25, 12]
+    assert [stage.count for stage in foveate.PyramidDrop().stages(32, 576, 72)] == [288, 144, 72]
+    for keep, counts in {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}.items():
+        for faithful in (False, True):
+            stages = foveate.SparseVLM(faithful=faithful).stages(32, 576, keep)
+            assert [(stage.layer, stage.count) for stage in stages] == list(zip((3, 7, 16), counts, strict=True))
+    with pytest.raises(
+        foveate.InvalidBudget, match="13 of 100 tokens with faithful=True: allowed are the authors' 12"
+    ):
+        foveate.PyramidDrop(faithful=True).stages(32, 100, 13)
+    with pytest.raises(foveate.InvalidBudget, match="keep=65 with faithful=True: allowed are 192, 128, 96, 64"):
+        foveate.SparseVLM(faithful=True).stages(32, 576, 65)
+    same = torch.ones(3, 4)
+    assert foveate.SparseVLM().raters(torch.randn(5, 4), same).all()
+    with pytest.raises(foveate.InvalidFeatures, match="3 text tokens"):
+        foveate.SparseVLM(faithful=True).raters(torch.randn(5, 4), same)
+
+
+def test_a_pyramid_behind_another_drop_starts_from_what_is_left():
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    both = foveate.Compose(foveate.FastV(layer=1), foveate.PyramidDrop(layers=[2, 3, 4]))
+    with foveate.attach(model, both, keep=(12, 4)) as attached:
+        model.generate(**inputs, max_new_tokens=1)
+    counts = attached.last.report.tokens_per_layer[0]
+    assert counts[1:] == [12, 12, 8, 4] == [min(12, count) for count in counts[1:]]
+
+
+def test_a_forward_that_fails_is_not_told_as_done():
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    inputs.pop("labels", None)
+    with foveate.attach(model, METHODS["fastv"], keep=0.3) as attached:
+        broken = model.get_decoder().layers[3].register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError), torch.no_grad():
+            model(**inputs)
+        broken.remove()
+        assert attached.dropped is None
+
+
+def test_a_copy_inside_a_block_is_refused():
+    model = ZOO["llava"].build()
+    with (
+        foveate.attach(model, foveate.RRQR(), keep=3),
+        pytest.raises(foveate.InvalidInputs, match="before or after"),
+    ):
+        copy.deepcopy(model)
+    copy.deepcopy(model)
+
+
+def test_a_shortened_cache_goes_on_inside_the_block_alone():
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    with foveate.attach(model, METHODS["fastv"], keep=0.3) as attached:
+        output = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+    for given_output in (output, copy.deepcopy(output)):
+        with pytest.raises(foveate.InvalidInputs, match="layers hold different numbers of tokens"):
+            foveate.continued(attached.last, given_output, torch.tensor([[5, 6]]))
+
+
 def test_text_alone_passes():
     model = deep("llava")
     ids = torch.randint(animal.TEXT.start, animal.TEXT.stop, (1, 9))
@@ -440,15 +611,22 @@ def test_text_alone_passes():
 FASTV = foveate.FastV(layer=1)
 REFUSED = {
     "prune": (lambda model, inputs: foveate.prune(model, inputs, FASTV, keep=3), "with foveate.attach"),
+    "configured": (
+        lambda model, inputs: told(
+            model, inputs, FASTV, 3, generation_config=GenerationConfig(prefill_chunk_size=4)
+        ),
+        "prefill_chunk_size",
+    ),
+    "frames": (lambda model, inputs: entered(model, FASTV, keep=3, per_frame=True), "per_frame=True with FastV"),
     "too deep": (
-        lambda model, inputs: told(model, inputs, foveate.FastV(layer=9), 3),
+        lambda model, inputs: entered(model, foveate.FastV(layer=9), keep=3),
         "layer=9: allowed are layers 1 to 4",
     ),
     "more later": (
         lambda model, inputs: told(
             model, inputs, foveate.Compose(FASTV, foveate.PyramidDrop(layers=(3,))), (3, 5)
         ),
-        "5 tokens from layer 3 on, after 3 from layer 1 on",
+        "5 tokens from layer 3 on, where 3 are left",
     ),
     "two drops": (
         lambda model, inputs: told(
@@ -475,6 +653,12 @@ REFUSED = {
 }
 
 
+def entered(model, method, **options):
+    """What is wrong from the start is said at the start."""
+    with foveate.attach(model, method, **options):
+        raise AssertionError("the block was entered")
+
+
 def told(model, inputs, method, keep, **options):
     with foveate.attach(model, method, keep=keep):
         if "labels" in inputs:
@@ -494,7 +678,5 @@ def test_what_is_refused(case):
 
 @pytest.mark.parametrize("name", [name for name in AHEAD if name in NAMES])
 def test_language_models_that_look_ahead_are_refused(name):
-    model, inputs = ZOO[name].build(), ZOO[name].prompt((1,))
-    inputs.pop("labels", None)
-    with foveate.attach(model, FASTV, keep=3), pytest.raises(foveate.UnsupportedModel, match="left to right"):
-        model.generate(**inputs, max_new_tokens=1)
+    with pytest.raises(foveate.UnsupportedModel, match="left to right"):
+        entered(ZOO[name].build(), FASTV, keep=3)

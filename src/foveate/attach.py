@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from foveate.budget import Budget
 from foveate.check import check_method, has_pixels, with_mask
 from foveate.dropping import Dropping, dropping
+from foveate.drops import check_drops
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
 from foveate.full_prompt import FullPrompt
@@ -24,7 +26,7 @@ from foveate.parts import Parts
 from foveate.prune import prune_with_grad
 from foveate.pruned import Pruned
 from foveate.settings import Settings
-from foveate.turns import PER_TOKEN, Turn, continued
+from foveate.turns import PER_TOKEN, Turn, went_on
 from foveate.unwrap import unwrap
 
 if TYPE_CHECKING:
@@ -64,10 +66,13 @@ class Attached:
         own = family_of(model, self.sources["family"])
         with dropping(model, own, pruned, self._parts.inside) as dropped:
             yield dropped
-        if dropped is None:
-            return
-        told = replace(pruned.report, tokens_per_layer=dropped.tokens_per_layer)
-        self.last, self.dropped = replace(pruned.detached(), report=told), dropped
+
+    def record(self, pruned: Pruned, dropped: Dropping | None) -> None:
+        """Remember what a language model dropped."""
+        if dropped is not None:
+            counts = dropped.tokens_per_layer
+            told = replace(pruned.report, method=self.method, tokens_per_layer=counts)
+            self.last, self.dropped = replace(pruned.detached(), report=told), dropped
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def attach(
     Attentions, hidden states and caches are in pruned coordinates as well. Streamers, stopping criteria and
     processors of logits that are passed see the full prompt. A returned cache can be passed on inside the block
     for the next turn, a text, with the whole conversation's ids as of stock; outside it, or for a turn with new
-    images, see `continued`.
+    images, see `continued` (not after methods inside the language model).
 
     Blocks nest: the newest one rules, for all threads. The last one to close restores the model exactly.
 
@@ -116,8 +121,11 @@ def attach(
         UnsupportedModel, InvalidBudget, InvalidOption: at once. The errors of `prune`: when called.
     """
     model = unwrap(model)
-    parts = Parts.of(method, keep, keep_total)
-    check_method(model, family_of(model, family), parts.prompt)
+    parts, own = Parts.of(method, keep, keep_total), family_of(model, family)
+    check_method(model, own, parts.prompt)
+    check_drops(model, own, parts.inside)
+    if per_frame and parts.keeps_all:
+        raise InvalidOption(f"per_frame=True with {method!r}: allowed with a method that prunes the prompt")
     settings = Settings(parts.budget, positions, per_frame)
     sources = {"question": question, "processor": processor, "clip": clip, "family": family}
     attached = Attached(method, settings, sources, _parts=parts)
@@ -140,6 +148,9 @@ class _Installation:
 # What generate() is given for the text of a prompt; pruned ones bring their own.
 TEXT = ("input_ids", "attention_mask", "position_ids", "cache_position", *PER_TOKEN)
 
+# Options of generate() that take tokens back, or read the prompt in parts.
+PARTLY = ("prompt_lookup_num_tokens", "prefill_chunk_size")
+
 _ABSENT = object()
 _LOCK = threading.Lock()
 # .generate: whether this thread is in a pruned generate already; .forward: what ends with its forward
@@ -159,7 +170,7 @@ def _enter(model: "PreTrainedModel", attached: Attached) -> None:
                 model.register_forward_hook(_closing_hook, always_call=True),
             ]
             _INSTALLED[model] = _Installation(stack, own, hooks)
-            model.__dict__["generate"] = _pruning_generate(model, model.generate, stack)
+            model.__dict__["generate"] = _Generate(_pruning_generate(model, model.generate, stack))
         _INSTALLED[model].stack.append(attached)
 
 
@@ -186,10 +197,11 @@ def _parameters(function: Any) -> list[str]:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _prune_uncompiled(attached: Attached, model: "PreTrainedModel", arguments: dict[str, Any]) -> dict[str, Any]:
     """Tracing what depends on the values of tensors would cost far more than it could save."""
-    _check_inside(attached, arguments)
+    _check_inside(model, attached, arguments)
     pruned = attached.prune(model, arguments)
-    _INSIDE.forward = ExitStack()
-    _INSIDE.forward.enter_context(attached.dropping(model, pruned))
+    block = ExitStack()
+    dropped = block.enter_context(attached.dropping(model, pruned))
+    _INSIDE.forward = block, partial(attached.record, pruned, dropped)
     return dict(pruned)
 
 
@@ -210,9 +222,24 @@ def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
 
 
 def _closing_hook(model: "PreTrainedModel", args: tuple[Any, ...], output: Any) -> None:
-    block = _INSIDE.__dict__.pop("forward", None)
-    if block is not None:
+    block, record = _INSIDE.__dict__.pop("forward", (None, None))
+    if block is not None and record is not None:
         block.close()
+        if output is not None:  # it did not fail
+            record()
+
+
+class _Generate:
+    """A model's generate() inside a block. A copy of the model would go on calling the model itself."""
+
+    def __init__(self, generate: Any) -> None:
+        self._generate = generate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._generate(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InvalidInputs("a copy of a model inside its attach block: allowed is to copy it before or after")
 
 
 def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attached]) -> Any:
@@ -231,7 +258,7 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
                 "mm_encoder_outputs while pruning is attached: pass the pixels, or leave the block"
             )
         if newest and has_pixels(arguments):
-            _check_inside(newest[0], arguments)
+            _check_inside(model, newest[0], arguments)
             unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
             with torch.no_grad():  # generate's own no_grad begins later
                 pruned = newest[0].prune(model, with_mask(model, arguments))
@@ -239,6 +266,8 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
             block = newest[0].dropping(model, pruned)
         elif newest and arguments.get("past_key_values") in _ASKED:
             asked, earlier = _next_turn(arguments)
+            if earlier is not None:
+                _check_inside(model, newest[0], arguments)
             block = _again(earlier)
         else:
             return generate(**arguments)
@@ -255,9 +284,11 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
                 output = generate(**{**options, **asked, **limits, **steps, **full.shown(arguments)})
         finally:
             _INSIDE.generate = inside
+        if isinstance(asked, Pruned):
+            newest[0].record(asked, dropped)
         cache = getattr(output, "past_key_values", None) or arguments.get("past_key_values")
         if cache is not None:
-            _ASKED[cache] = (asked if isinstance(asked, Turn) else Turn.first(asked)), dropped
+            _ASKED[cache] = (asked.without_cache() if isinstance(asked, Turn) else Turn.first(asked)), dropped
         return full.output(output)
 
     return pruned_generate
@@ -281,17 +312,17 @@ def _next_turn(arguments: dict[str, Any]) -> "tuple[Turn, Dropping | None]":
             "generate() returned it, and the new turn"
         )
     answered: Any = SimpleNamespace(sequences=ids[:, :said], past_key_values=cache)
-    return continued(asked, answered, ids[:, said:]), dropped
+    return went_on(asked, answered, ids[:, said:]), dropped
 
 
-def _check_inside(attached: Attached, arguments: dict[str, Any]) -> None:
+def _check_inside(model: "PreTrainedModel", attached: Attached, arguments: dict[str, Any]) -> None:
     """Refuse what does not go with dropping inside the language model.
 
     Raises:
         InvalidOption: an option of generate() that takes tokens back, or reads the prompt in parts; labels.
     """
-    config = arguments.get("generation_config")
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size", "labels"):
+    config = arguments.get("generation_config") or model.generation_config
+    for name in ("assistant_model", "assistant_early_exit", *PARTLY, "labels"):
         given = arguments.get(name, getattr(config, name, None))
         if attached.acts_inside and given is not None:
             raise InvalidOption(

@@ -4,8 +4,8 @@ Layers are given states, positions and masks; pre-hooks cut all three to the col
 changes: a later layer stores fewer keys, and what is generated is masked by what its layer has stored.
 """
 
-import itertools
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from foveate.budget import Budget
-from foveate.encode import placeholder_id, placeholders
-from foveate.errors import InvalidBudget, UnsupportedModel
+from foveate.drops import Drop, Parts, decoder_of, drops_of, images_of
+from foveate.encode import placeholders
 from foveate.families import Family
 from foveate.layer_attention import attention_paid
 from foveate.methods.base import top
@@ -25,31 +24,6 @@ from foveate.pruned import Pruned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, eq=False)
-class Image:
-    """The tokens of one image or video as they enter the language model.
-
-    Attributes:
-        row: of the batch.
-        columns: ``[k]``, ascending columns of the prompt.
-        held: ``[k]`` bool, those that are never dropped.
-    """
-
-    row: int
-    columns: Tensor
-    held: Tensor
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Before a layer: how many tokens of each image it is given, ranked by the attention of layer ``hears``."""
-
-    method: Inside
-    layer: int
-    hears: int
-    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,21 +89,21 @@ class Dropping:
         InvalidOption: a layer that is not there.
     """
 
-    def __init__(
-        self, model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Sequence[tuple[Inside, Budget]]
-    ) -> None:
-        self._decoder: Any = _decoder(model, family)
+    def __init__(self, model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Parts) -> None:
+        self._decoder: Any = decoder_of(model, family)
         self._entered = pruned.kept
-        self._images = _images(model, family, pruned)
+        self._images = images_of(model, pruned)
         self._mask = pruned["attention_mask"].bool()
         self._text = self._mask & ~placeholders(model, family, pruned["input_ids"])
         self._on_left = bool(self._mask[:, -1].all())
-        self._drops = _drops(len(self._decoder.layers), self._images, parts)
+        self._drops = drops_of(len(self._decoder.layers), self._images, parts)
         self._left: dict[int, Left] = {}
         self._kept: dict[int, list[Tensor]] = {}
         self._dropped: dict[int, list[Dropped]] = {}
         self._thread = threading.get_ident()
         self._pass: _Pass | None = None
+        self._cache: Any = None  # of the passes that are the prompt's: a weak reference, or None before the first
+        self._entered_with: Tensor | None = None  # what entered the first layer then, where there is no cache
 
     @property
     def kept(self) -> dict[int, list[Tensor]]:
@@ -174,10 +148,14 @@ class Dropping:
                 handle.remove()
             self._pass = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin(self, module: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:
         if options is None or threading.get_ident() != self._thread:
             return None
         entering, cache = options["inputs_embeds"], options.get("past_key_values")
+        self._pass = None
+        if entering is None or not self._is_own(entering, cache):
+            return None
         cached = 0 if cache is None else int(cache.get_seq_length())
         layers = options.get("deepstack_visual_embeds")
         deepstack = [] if layers is None else list(layers)
@@ -186,9 +164,26 @@ class Dropping:
         )
         return (arguments, {**options, "deepstack_visual_embeds": None}) if deepstack else None
 
+    def _is_own(self, entering: Tensor, cache: Any) -> bool:
+        """Whether a pass is one of the prompt's: callers' functions may run the model on something else."""
+        rows, width = self._mask.shape
+        if not self._left:  # the first
+            if entering.shape[1] != width or len(entering) % rows:
+                return False
+            self._cache = None if cache is None else weakref.ref(cache)
+            self._entered_with = entering.detach() if cache is None else None
+            return True
+        if self._cache is not None:
+            return cache is self._cache()
+        first = self._entered_with
+        if cache is not None or first is None or len(first) != len(entering) or entering.shape[1] < width:
+            return False
+        return torch.equal(entering[:, :width], first)
+
     def _before(self, index: int) -> Any:
         """The pre-hook of a layer."""
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def hook(layer: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:
             now = self._pass
             if options is None or now is None or threading.get_ident() != self._thread:
@@ -213,6 +208,7 @@ class Dropping:
     def _behind(self, index: int) -> Any:
         """The hook that adds to visual states what deepstack adds behind a layer."""
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def hook(layer: Any, arguments: tuple[Any, ...], output: Any) -> Any:
             now = self._pass
             if now is None or index >= len(now.deepstack) or threading.get_ident() != self._thread:
@@ -257,8 +253,11 @@ class Dropping:
             return options
         from transformers.masking_utils import create_causal_mask
 
-        columns, real = (part.to(states.device) for part in self._extended(now, left, len(states)))
         cut = dict(options)
+        if now.mask is not None and now.cached:
+            cut["attention_mask"] = now.mask[0]
+            return cut
+        columns, real = (part.to(states.device) for part in self._extended(now, left, len(states)))
         if now.cached == 0:
             cut["position_embeddings"] = tuple(
                 torch.take_along_dim(part, columns[..., None].to(part.device), dim=-2)
@@ -275,7 +274,7 @@ class Dropping:
                 layer_idx=index,
             )
             now.mask = (mask,)
-        (cut["attention_mask"],) = now.mask
+        cut["attention_mask"] = now.mask[0]
         return cut
 
     def _hear(
@@ -368,9 +367,7 @@ class Dropping:
 
 
 @contextmanager
-def dropping(
-    model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Sequence[tuple[Inside, Budget]]
-) -> Iterator[Dropping | None]:
+def dropping(model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Parts) -> Iterator[Dropping | None]:
     """Inside the block, this thread's passes drop what ``parts`` say of a prompt; None where there are none."""
     if not parts:
         yield None
@@ -396,64 +393,3 @@ def _packed(columns: Tensor, stays: Tensor, on_left: bool) -> Left:
 def _rows(part: Tensor, copies: int) -> Tensor:
     """One of each row's copies, of position embeddings ``[..., B or 1, L, d]``."""
     return part if part.shape[-3] == 1 else part[..., ::copies, :, :]
-
-
-def _decoder(model: "PreTrainedModel", family: Family) -> Any:
-    decoder: Any = model.get_decoder()
-    config = decoder.config
-    kinds = set(getattr(config, "layer_types", None) or [])
-    windows = kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None))
-    if not family.drops_inside or windows:
-        name = f"{family.name} with a language model of type {config.model_type!r}"
-        raise UnsupportedModel(
-            f"dropping tokens inside {name}: supported are language models that read left to right with full "
-            "attention in all layers"
-        )
-    return decoder
-
-
-def _images(model: "PreTrainedModel", family: Family, pruned: Pruned) -> list[Image]:
-    ids, mask = pruned["input_ids"], pruned["attention_mask"]
-    found = []
-    for kind in dict.fromkeys(pruned.kinds):
-        which = [number for number, own in enumerate(pruned.kinds) if own == kind]
-        columns = ((ids == placeholder_id(model, kind)) & mask.bool()).nonzero()[:, 1]
-        parts = torch.split(columns, [len(pruned.kept[number]) for number in which])
-        for number, own in zip(which, parts, strict=True):
-            row = pruned.rows[number]
-            last = mask[row].nonzero()[-1]
-            locked = pruned.locked[number].to(ids.device)[pruned.kept[number].to(ids.device)]
-            found.append(Image(row, own, locked | (own == last)))
-    return found
-
-
-def _drops(depth: int, images: Sequence[Image], parts: Sequence[tuple[Inside, Budget]]) -> dict[int, Drop]:
-    """By layer. Counts are of the tokens that enter the language model.
-
-    Raises:
-        InvalidBudget: more than an earlier drop leaves.
-    """
-    drops: dict[int, Drop] = {}
-    for method, budget in parts:
-        counts = [0] * len(images)
-        for row in {image.row for image in images}:
-            which = [number for number, image in enumerate(images) if image.row == row]
-            sizes = [len(images[number].columns) for number in which]
-            shared = budget.counts(sizes, [int(images[number].held.sum()) for number in which])
-            for number, count in zip(which, shared, strict=True):
-                counts[number] = count
-        per_image = [method.stages(depth, len(image.columns), k) for image, k in zip(images, counts, strict=True)]
-        for stages in zip(*per_image, strict=True):
-            layer = stages[0].layer
-            if layer in drops:
-                raise InvalidBudget(f"two drops before layer {layer}: allowed is one")
-            drops[layer] = Drop(method, layer, stages[0].hears, tuple(stage.count for stage in stages))
-    ordered = [drops[layer] for layer in sorted(drops)]
-    for before, after in itertools.pairwise(ordered):
-        for few, more in zip(before.counts, after.counts, strict=True):
-            if more > few:
-                raise InvalidBudget(
-                    f"{more} tokens from layer {after.layer} on, after {few} from layer {before.layer} on: "
-                    "allowed are no more than are left"
-                )
-    return drops

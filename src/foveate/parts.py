@@ -25,6 +25,11 @@ class Parts:
     budget: Budget
     inside: tuple[tuple[Inside, Budget], ...] = ()
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether none prunes the prompt."""
+        return bool(self.inside) and self.budget.keep == 1.0 and isinstance(self.prompt, UniformGrid)
+
     @classmethod
     def of(cls, method: Any, keep: "Keep | Sequence[Keep]", keep_total: Any) -> "Parts":
         """The parts of a method, an inside one, or a `Compose`, which has a budget for each of its parts.

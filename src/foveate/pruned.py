@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.families import Family, View
-from foveate.methods.base import Method
+from foveate.methods import Compose, Inside, Method
 from foveate.select import energy_outside
 from foveate.shrink import Shrunk
 
@@ -38,7 +38,7 @@ class Report:
     prompt_after: list[int]
     seconds: dict[str, float]
     tagger: str | None
-    method: Method
+    method: "Method | Inside | Compose"
     tokens_per_layer: list[list[int]]
     resized: str | None
     _features: list[Tensor] = field(repr=False)

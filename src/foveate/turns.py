@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers.generation import GenerateDecoderOnlyOutput
 
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+REMEMBERED = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +34,11 @@ class Turn(Mapping[str, Any]):
     @classmethod
     def first(cls, pruned: Pruned) -> "Turn":
         """What of a pruned prompt a next turn needs: all but its images."""
-        names = ("input_ids", "attention_mask", "position_ids", *(name for name in PER_TOKEN if name in pruned))
-        return cls({name: pruned[name] for name in names}, pruned.columns)
+        return cls({name: pruned[name] for name in REMEMBERED if name in pruned}, pruned.columns)
+
+    def without_cache(self) -> "Turn":
+        """The same, to be remembered by its cache."""
+        return Turn({name: self.tensors[name] for name in REMEMBERED if name in self.tensors}, self.columns)
 
     @property
     def rope_deltas(self) -> Tensor:
@@ -85,6 +89,19 @@ def continued(
     Raises:
         InvalidInputs: a batch or beams, an output without its cache or that was continued already, other shapes.
     """
+    layers = getattr(getattr(output, "past_key_values", None), "layers", ())
+    if len({int(layer.get_seq_length()) for layer in layers if not getattr(layer, "is_sliding", True)}) > 1:
+        raise InvalidInputs(
+            "a cache whose layers hold different numbers of tokens, some were dropped inside the language model: "
+            "allowed is to go on with generate() inside the block"
+        )
+    return went_on(asked, output, following)
+
+
+def went_on(
+    asked: "Pruned | Turn", output: "GenerateDecoderOnlyOutput", following: "Tensor | Mapping[str, Any]"
+) -> Turn:
+    """`continued`, whatever the layers' caches hold."""
     mask, answer = asked["attention_mask"], _answer(asked, output)
     ids, steps, types = _following(asked, following)
     start = int(mask.sum() + asked.rope_deltas) + answer.shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.bench.arm import Arm
 from foveate.dropping import dropping
 from foveate.families import View, family_of
-from foveate.methods import Inside, Method
+from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune
 
@@ -26,6 +26,7 @@ class Answer:
     Attributes:
         tokens: visual tokens that went to the language model (to its last layer, where the method acts
             inside), and of how many.
+        tokens_per_layer: visual tokens that each layer of the language model works on.
         prompt: prompt tokens that went to the language model, visual ones included.
         seconds: ``encode``, ``select`` (with text relevance), ``prefill`` (to the first new token),
             ``decode`` (the rest).
@@ -37,10 +38,11 @@ class Answer:
     arm: Arm
     text: str
     tokens: tuple[int, int]
+    tokens_per_layer: list[int]
     prompt: int
     new_tokens: int
     seconds: dict[str, float]
-    decided: Method | Inside
+    decided: Method | Inside | Compose
     tagger: str | None
     views: list[View] = field(repr=False)
 
@@ -75,6 +77,7 @@ def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
             "visual_tokens_before": answer.tokens[1],
             "prompt_tokens": answer.prompt,
             "new_tokens": answer.new_tokens,
+            "tokens_per_layer": answer.tokens_per_layer,
             "decided": repr(answer.decided),
             "tagger": answer.tagger,
             "seconds": {stage: round(value, 6) for stage, value in answer.seconds.items()},
@@ -101,6 +104,7 @@ def _answer(
         arm=arm,
         text=str(processor.decode(new, skip_special_tokens=True)).strip(),
         tokens=(len(pruned.kept[0]), pruned.report.tokens_before[0]),
+        tokens_per_layer=(pruned.report if drops is None else drops).tokens_per_layer[0],
         prompt=pruned.report.prompt_after[0],
         new_tokens=len(new),
         seconds={

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.methods.base import layer_index
+from foveate.methods.base import layer_index, one_of
 from foveate.methods.inside import Inside, Stage
 
 
@@ -13,6 +13,7 @@ class FastV(Inside):
 
     Attributes:
         layer: index of the first layer that does without them, 1 or more.
+        faithful: nothing differs: it is the authors' choice either way.
 
     Raises:
         InvalidOption: another layer.
@@ -27,9 +28,11 @@ class FastV(Inside):
     nested: ClassVar[bool] = True
 
     layer: int = 2
+    faithful: bool = False
 
     def __post_init__(self) -> None:
         layer_index("layer", self.layer)
+        one_of("faithful", self.faithful, (False, True))
 
     def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
         """See `Inside.stages`."""

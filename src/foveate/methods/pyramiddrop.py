@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.errors import InvalidOption
-from foveate.methods.base import layer_index
+from foveate.errors import InvalidBudget, InvalidOption
+from foveate.methods.base import layer_index, one_of
 from foveate.methods.inside import Inside, Stage
 
 
@@ -18,24 +18,31 @@ class PyramidDrop(Inside):
     Attributes:
         layers: indices of the layers before which tokens are dropped, ascending, 1 or more; None for the quarters
             of the language model's depth (8, 16 and 24 of 32, the authors').
+        faithful: see ``Differs``.
 
     Raises:
         InvalidOption: other layers.
 
     Source: arXiv 2410.17247, section 3.2.
-    Differs: counts fall by ``(keep / N) ** (1 / drops)`` each, rounded once; the authors round down drop by drop.
-        ``keep`` counts per image. Ties go to the first token.
+    Differs: counts fall by ``(keep / N) ** (1 / drops)`` each, rounded; the authors' fall by a half each, rounded
+        down: with ``faithful``, they are those, and ``keep`` must be what they leave. ``keep`` counts per image.
+        Ties go to the first token.
     """
 
     source: ClassVar[str] = "arXiv 2410.17247"
     complexity: ClassVar[str] = "O(L D) a drop"
 
     layers: tuple[int, ...] | None = None
+    faithful: bool = False
 
     def __post_init__(self) -> None:
-        for layer in self.layers or ():
+        one_of("faithful", self.faithful, (False, True))
+        if self.layers is None:
+            return
+        object.__setattr__(self, "layers", tuple(self.layers))  # a list cannot be compared and kept
+        for layer in self.layers:
             layer_index("layers", layer)
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InvalidOption(f"layers={self.layers!r}: allowed are ascending layer indices, or None")
 
     def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
@@ -43,6 +50,11 @@ class PyramidDrop(Inside):
         layers = self.layers or tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)}))
         for layer in layers:
             layer_index("layers", layer, depth=depth)
-        share = k / n
-        counts = [round(n * share ** (drop / len(layers))) for drop in range(1, len(layers))] + [k]
-        return tuple(Stage(layer, layer, max(k, count)) for layer, count in zip(layers, counts, strict=True))
+        drops = range(1, len(layers) + 1)
+        if self.faithful:
+            counts = [max(1, int(n * 0.5**drop)) for drop in drops]
+            if k != counts[-1]:
+                raise InvalidBudget(f"{k} of {n} tokens with faithful=True: allowed are the authors' {counts[-1]}")
+        else:
+            counts = [max(k, round(n * (k / n) ** (drop / len(layers)))) for drop in drops[:-1]] + [k]
+        return tuple(Stage(layer, layer, count) for layer, count in zip(layers, counts, strict=True))

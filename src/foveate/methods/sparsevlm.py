@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.errors import InvalidOption
-from foveate.methods.base import layer_index, precise, top
+from foveate.errors import InvalidBudget, InvalidFeatures, InvalidOption
+from foveate.methods.base import layer_index, one_of, precise, top
 from foveate.methods.inside import Inside, Recycled, Stage
 from foveate.select.clusters import density_peaks
 
-# Layers after which the authors drop, of LLaVA-1.5's 32, and how many of 576 tokens they keep there, by the mean
-# over layers that they aim at (score.py, v1).
+# Layers after which the authors drop, of LLaVA-1.5's 32, and how many of 576 tokens they keep there, by the count
+# that names the setting (score.py, v1).
 DEPTH, LAYERS, TOKENS = 32, (2, 6, 15), 576
 KEPT = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 RECYCLED = 0.3  # of those dropped, this share (the best) is clustered,
@@ -23,21 +23,24 @@ CLUSTER = 10  # so many to a cluster
 class SparseVLM(Inside):
     """Drop, after three layers, what the text tokens that look at the image attend to least; cluster its best.
 
-    ``keep`` is the count that the authors' table is for, near the mean over layers: 192, 128, 96 and 64 of 576 are
-    its rows, others in proportion to the nearest. ``report.tokens_per_layer`` has what it comes to.
+    ``keep`` names a row of the authors' table: 192, 128, 96 or 64 of 576. Other budgets lie between the rows, or
+    between them and none or all, in proportion. Averaged over layers more are kept than it says
+    (`Report.tokens_per_layer`).
 
     Attributes:
         layers: the layers after which tokens are dropped; None for 2, 6 and 15 of 32, in proportion to the depth.
         recycle_dropped: whether clusters of dropped tokens come back.
+        faithful: see ``Differs``.
 
     Raises:
         InvalidOption: other layers.
 
     Source: arXiv 2410.04417, sections 3.2 to 3.4, and its code of version 1.
     Differs: where no text token rates above the mean (one token, or equal ones) all do; the authors have none
-        then. Text tokens are those behind the row's last image. Clusters are exact means, at their centres'
-        positions. No noise breaks ties between densities: the first token wins. Budgets and depths outside the
-        table are in proportion.
+        then. Budgets outside the table are in proportion. With ``faithful`` these are errors, and of all one
+        at least is dropped. Text tokens are those behind the row's last image; layers are in proportion to the
+        depth. Clusters are exact means, at their centres' positions. No noise breaks ties between densities: the
+        first token wins.
     """
 
     source: ClassVar[str] = "arXiv 2410.04417"
@@ -45,10 +48,14 @@ class SparseVLM(Inside):
 
     layers: tuple[int, int, int] | None = None
     recycle_dropped: bool = True
+    faithful: bool = False
 
     def __post_init__(self) -> None:
+        one_of("recycle_dropped", self.recycle_dropped, (False, True))
+        one_of("faithful", self.faithful, (False, True))
         if self.layers is None:
             return
+        object.__setattr__(self, "layers", tuple(self.layers))  # a list cannot be compared and kept
         if len(self.layers) != len(LAYERS) or list(self.layers) != sorted(set(self.layers)):
             raise InvalidOption(f"layers={self.layers!r}: allowed are three ascending layer indices, or None")
         for layer in self.layers:
@@ -59,17 +66,33 @@ class SparseVLM(Inside):
         layers = self.layers or tuple(depth * layer // DEPTH for layer in LAYERS)
         for layer in self.layers or ():
             layer_index("layers", layer, least=0, depth=depth)
-        row = min(KEPT, key=lambda kept: abs(kept / TOKENS - k / n))
-        scale = (k / n) / (row / TOKENS) * n / TOKENS
-        counts = [min(n, max(1, round(count * scale))) for count in KEPT[row]]
-        last = dict(zip(layers, counts, strict=True))  # in shallow models two may fall together: the later wins
+        last = dict(zip(layers, self._counts(n, k), strict=True))  # in shallow models two may fall together
         return tuple(Stage(layer + 1, layer, count) for layer, count in last.items() if layer + 1 < depth)
+
+    def _counts(self, n: int, k: int) -> list[int]:
+        if self.faithful:
+            if k not in KEPT:
+                raise InvalidBudget(f"keep={k} with faithful=True: allowed are {', '.join(map(str, KEPT))}")
+            return [min(n - 1, count) for count in KEPT[k]]
+        rows = {0.0: (0, 0, 0), **{row / TOKENS: KEPT[row] for row in sorted(KEPT)}, 1.0: (TOKENS,) * 3}
+        shares = list(rows)
+        above = next(index for index, share in enumerate(shares) if k / n <= share)
+        low, high = shares[above - 1], shares[above]
+        part = (k / n - low) / (high - low)
+        counts = [few + part * (many - few) for few, many in zip(rows[low], rows[high], strict=True)]
+        return [min(n, max(1, round(count * n / TOKENS))) for count in counts]
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
         """See `Inside.raters`: those that visual tokens are more like than the mean."""
         likeness = (precise(visual) @ precise(text).T).softmax(dim=1).mean(dim=0)
         above: Tensor = likeness > likeness.mean()
-        return above if bool(above.any()) else torch.ones_like(above)
+        if not bool(above.any()):
+            if self.faithful:
+                raise InvalidFeatures(
+                    f"{len(text)} text tokens, none of them above the mean: allowed is faithful=False"
+                )
+            return torch.ones_like(above)
+        return above
 
     def recycle(self, dropped: Tensor, scores: Tensor) -> Recycled | None:
         """See `Inside.recycle`."""
