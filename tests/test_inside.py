@@ -10,7 +10,9 @@ import importlib
 import threading
 import weakref
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import accelerate
 import peft
@@ -570,6 +572,66 @@ def test_a_pyramid_behind_another_drop_starts_from_what_is_left():
     assert counts[1:] == [12, 12, 8, 4] == [min(12, count) for count in counts[1:]]
 
 
+def test_a_count_over_what_is_left_keeps_all_of_that():
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    for method, keep in [
+        (foveate.Compose(FASTV, foveate.PyramidDrop(layers=(3,))), (3, 5)),
+        (foveate.Compose(foveate.RRQR(), foveate.FastV(layer=3)), (3, 5)),
+    ]:
+        with foveate.attach(model, method, keep=keep) as attached:
+            model.generate(**inputs, max_new_tokens=1)
+        assert attached.last.report.tokens_per_layer[0][1:] == [3] * 4
+
+
+def test_faithful_counts_with_a_model():
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    n = ZOO["llava"].tokens((1,))[0]
+    with foveate.attach(model, foveate.PyramidDrop(layers=(1, 2, 4), faithful=True), keep=n // 8) as attached:
+        model.generate(**inputs, max_new_tokens=1)
+    assert attached.last.report.tokens_per_layer[0] == [n, n // 2, n // 4, n // 4, n // 8]
+    with foveate.attach(model, foveate.PyramidDrop(faithful=True), keep=1), pytest.raises(foveate.InvalidBudget):
+        model.generate(**inputs, max_new_tokens=1)
+    with foveate.attach(model, foveate.SparseVLM(layers=(0, 1, 3), faithful=True), keep=64) as attached:
+        model.generate(**inputs, max_new_tokens=1)
+
+
+@dataclass(frozen=True)
+class Odd(foveate.Inside):
+    """A method of one's own."""
+
+    source: ClassVar[str] = "none"
+    complexity: ClassVar[str] = "none"
+    layer: int = 1
+    hears: int = 0
+    count: int = 3
+
+    def places(self, depth):
+        return ((self.layer, self.hears),)
+
+    def counts(self, n, k, drops):
+        return [self.count]
+
+
+@pytest.mark.parametrize(
+    "odd", [Odd(layer=9, hears=8), Odd(layer=0), Odd(hears=2), Odd(hears=-1), Odd(count=0)], ids=repr
+)
+def test_drops_that_cannot_be(odd):
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    with foveate.attach(model, odd, keep=3), pytest.raises(foveate.InvalidOption, match="asks for Stage"):
+        model.generate(**inputs, max_new_tokens=1)
+    with foveate.attach(model, Odd(), keep=3) as attached:
+        model.generate(**inputs, max_new_tokens=1)
+    assert attached.last.report.tokens_per_layer[0][1:] == [3] * 4
+
+
+def test_steps_by_hand_on_a_shortened_cache_are_refused_inside_the_block():
+    model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
+    with foveate.attach(model, METHODS["fastv"], keep=0.3):
+        output = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        with pytest.raises(foveate.InvalidInputs, match="go on with generate"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=output.past_key_values)
+
+
 def test_a_forward_that_fails_is_not_told_as_done():
     model, inputs = deep("llava"), ZOO["llava"].prompt((1,))
     inputs.pop("labels", None)
@@ -622,12 +684,6 @@ REFUSED = {
         lambda model, inputs: entered(model, foveate.FastV(layer=9), keep=3),
         "layer=9: allowed are layers 1 to 4",
     ),
-    "more later": (
-        lambda model, inputs: told(
-            model, inputs, foveate.Compose(FASTV, foveate.PyramidDrop(layers=(3,))), (3, 5)
-        ),
-        "5 tokens from layer 3 on, where 3 are left",
-    ),
     "two drops": (
         lambda model, inputs: told(
             model, inputs, foveate.Compose(FASTV, foveate.PyramidDrop(layers=(1,))), (5, 5)
@@ -649,6 +705,12 @@ REFUSED = {
     "layer": (lambda model, inputs: foveate.FastV(layer=0), "layer=0: allowed are layers 1 or more"),
     "layers": (lambda model, inputs: foveate.PyramidDrop(layers=(3, 2)), "ascending"),
     "no layers": (lambda model, inputs: foveate.PyramidDrop(layers=()), "ascending"),
+    "one layer": (lambda model, inputs: foveate.PyramidDrop(layers=3), "layers=3: allowed are ascending"),
+    "text": (lambda model, inputs: foveate.SparseVLM(layers="12"), "layers='12': allowed are ascending"),
+    "prune both": (
+        lambda model, inputs: foveate.prune(model, inputs, foveate.Compose(foveate.RRQR(), FASTV), keep=(3, 2)),
+        "with foveate.attach",
+    ),
     "two layers": (lambda model, inputs: foveate.SparseVLM(layers=(1, 2)), "three ascending"),
 }
 

@@ -1,5 +1,8 @@
 """prune(): signals, report, and every bad input it must refuse."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel, DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -378,3 +381,32 @@ def test_bad_options(tiny, options):
 def test_a_method_class_is_no_method(tiny):
     with pytest.raises(foveate.InvalidOption, match="SPARE"):
         foveate.prune(tiny, tiny_prompt(), foveate.RRQR, keep=5)
+
+
+@dataclass(frozen=True)
+class Mistaken(foveate.Method):
+    """A method of one's own that gives what it should not."""
+
+    source: ClassVar[str] = "none"
+    complexity: ClassVar[str] = "none"
+    gives: str = "too few"
+
+    def rank(self, tokens, k):
+        found = torch.arange(k)
+        return {
+            "too few": found[1:],
+            "twice": torch.zeros(k, dtype=torch.long),
+            "beyond": found + len(tokens.features),
+            "negative": found - 1,
+            "floats": found.float(),
+            "a list": list(range(k)),
+            "a matrix": found[None],
+        }[self.gives]
+
+
+@pytest.mark.parametrize("gives", ["too few", "twice", "beyond", "negative", "floats", "a list", "a matrix"])
+def test_a_method_of_ones_own_that_is_mistaken(tiny, gives):
+    with pytest.raises(
+        foveate.InvalidOption, match=r"Mistaken.rank gave .* for k=5 of 36 tokens: allowed are 5 dist"
+    ):
+        foveate.prune(tiny, tiny_prompt(), Mistaken(gives), keep=5)

@@ -213,6 +213,8 @@ def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
             return None
         newest = stack[-1:]
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        if not getattr(_INSIDE, "generate", False):
+            _check_cache(arguments.get("past_key_values"))
         if not newest or not has_pixels(arguments):
             return None  # text alone, a decoding step, or a prompt that generate has pruned already
         # Gradients are left as they are: who trains through the forward reaches the vision tower.
@@ -313,6 +315,19 @@ def _next_turn(arguments: dict[str, Any]) -> "tuple[Turn, Dropping | None]":
         )
     answered: Any = SimpleNamespace(sequences=ids[:, :said], past_key_values=cache)
     return went_on(asked, answered, ids[:, said:]), dropped
+
+
+def _check_cache(cache: Any) -> None:
+    """Refuse a step by hand on a cache whose later layers hold fewer tokens.
+
+    Raises:
+        InvalidInputs: it is one.
+    """
+    if cache in _ASKED and _ASKED[cache][1] is not None:
+        raise InvalidInputs(
+            "past_key_values of a prompt that lost tokens inside the language model: allowed is to "
+            "go on with generate()"
+        )
 
 
 def _check_inside(model: "PreTrainedModel", attached: Attached, arguments: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ class Dropping:
 
     Raises:
         UnsupportedModel: layers that do not attend to all that is before, or a family whose tokens look ahead.
-        InvalidBudget: fewer than are always kept, or more at a later drop than at an earlier one.
+        InvalidBudget: fewer than are always kept, or what a method cannot serve.
         InvalidOption: a layer that is not there.
     """
 

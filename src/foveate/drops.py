@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Parts = Sequence[tuple[Inside, Budget]]
-ANY = 4096  # tokens of an image that a plan is tried for before there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ def check_drops(model: "PreTrainedModel", family: Family, parts: Parts) -> None:
     """
     if parts:
         depth = len(decoder_of(model, family).layers)
-        layers = [stage.layer for method, _ in parts for stage in method.stages(depth, ANY, ANY // 2)]
+        layers = [layer for method, _ in parts for layer in {layer for layer, _ in method.places(depth)}]
         for layer in layers:
             if layers.count(layer) > 1:
                 raise InvalidBudget(f"two drops before layer {layer}: allowed is one")
@@ -99,7 +98,7 @@ def drops_of(depth: int, images: Sequence[Image], parts: Parts) -> dict[int, Dro
     """By layer. Budgets are of the tokens that enter the language model; no drop leaves more than one before it.
 
     Raises:
-        InvalidBudget: fewer than are always kept, or more than an earlier method leaves.
+        InvalidBudget: fewer than are always kept, or what a method cannot serve.
         InvalidOption: a layer that is not there.
     """
     drops: dict[int, Drop] = {}
@@ -113,13 +112,7 @@ def drops_of(depth: int, images: Sequence[Image], parts: Parts) -> dict[int, Dro
     found: dict[int, Drop] = {}
     left = tuple(len(image.columns) for image in images)
     for layer in sorted(drops):
-        last = layer == max(own.layer for own in drops.values() if own.method is drops[layer].method)
-        for few, more in zip(left, drops[layer].counts, strict=True):
-            if last and more > few:
-                raise InvalidBudget(
-                    f"{more} tokens from layer {layer} on, where {few} are left: allowed are no more than that"
-                )
-        left = tuple(map(min, left, drops[layer].counts))
+        left = tuple(map(min, left, drops[layer].counts))  # a count over what is left keeps all of that
         found[layer] = replace(drops[layer], counts=left)
     return found
 

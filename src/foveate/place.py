@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.budget import Budget
 from foveate.encode import Encoded, placeholder_id, placeholders
+from foveate.errors import InvalidFeatures, InvalidOption
 from foveate.families import VIDEO, Family
 from foveate.methods import Merging, Method, Resizing
 from foveate.resize import Grid, Standing, encode_resized
@@ -36,8 +37,26 @@ class Ranking:
         known = self._orders.get((index, frame))
         if known is not None and (len(known) == k or (self._method.nested and len(known) > k)):
             return known[:k]
-        self._orders[index, frame] = self._method.rank(tokens, k)
-        return self._orders[index, frame]
+        order = self._method.rank(tokens, k)
+        self._check(order, k, len(tokens.features))
+        self._orders[index, frame] = order
+        return order
+
+    def _check(self, order: Tensor, k: int, n: int) -> None:
+        """Refuse what a method of one's own may give by mistake."""
+        fits = isinstance(order, Tensor) and order.dim() == 1 and order.dtype == torch.long
+        fits = fits and (len(order) == k or (isinstance(self._method, Resizing) and 0 < len(order) < k))
+        if (
+            not fits
+            or len(torch.unique(order)) != len(order)
+            or bool((order < 0).any())
+            or bool((order >= n).any())
+        ):
+            given = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
+            raise InvalidOption(
+                f"{type(self._method).__name__}.rank gave {given} for k={k} of {n} tokens: allowed are {k} "
+                f"distinct int64 indices from 0 to {n - 1}"
+            )
 
 
 def choose(
@@ -120,6 +139,10 @@ def _merged(
     parts = tokens.frames() if frames else [tokens]
     kept = shares(k, [len(part.features) for part in parts])
     merged = torch.cat([method.merge(part, share) for part, share in zip(parts, kept, strict=True) if share])
+    if merged.dim() != 2 or len(merged) != k or not bool(torch.isfinite(merged).all()):
+        raise InvalidFeatures(
+            f"{type(method).__name__}.merge gave {list(merged.shape)}: allowed are {k} rows of finite numbers"
+        )
     projector = family.projector(model) if method.unprojected else None
     if projector is None:
         return merged

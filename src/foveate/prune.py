@@ -77,8 +77,9 @@ def prune(
         InvalidFeatures: the encoder gave NaN or infinite values.
         MissingSignal: the method needs a signal that is not to be had; raised before any work.
     """
-    settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
     inner = unwrap(model)
+    check_method(inner, family_of(inner, family), method)
+    settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
     with torch.no_grad():
         return prune_with_grad(
             inner,

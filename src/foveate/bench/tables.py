@@ -23,7 +23,11 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     table.add_column("answer", overflow="fold", max_width=60)
     for answer in answers:
         seconds = (f"{value:.3f}" for value in answer.seconds.values())
-        table.add_row(answer.arm.title, str(answer.tokens[0]), str(answer.prompt), *seconds, Text(answer.text))
+        per_layer = answer.tokens_per_layer
+        mean = f" (mean of layers {sum(per_layer) / len(per_layer):.0f})" if len(set(per_layer)) > 1 else ""
+        table.add_row(
+            answer.arm.title, f"{answer.tokens[0]}{mean}", str(answer.prompt), *seconds, Text(answer.text)
+        )
     return table
 
 

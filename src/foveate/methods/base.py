@@ -130,3 +130,16 @@ def layer_index(name: str, value: int, least: int = 1, depth: int | None = None)
     if not whole or value < least or (depth is not None and value >= depth):
         limit = f"{least} or more" if depth is None else f"{least} to {depth - 1}, this language model's"
         raise InvalidOption(f"{name}={value!r}: allowed are layers {limit}")
+
+
+def layer_indices(name: str, values: object, least: int = 1) -> tuple[int, ...]:
+    """Several indices of decoder layers, as a tuple.
+
+    Raises:
+        InvalidOption: anything else, or an int below ``least``.
+    """
+    if not isinstance(values, (tuple, list)):
+        raise InvalidOption(f"{name}={values!r}: allowed are ascending layer indices such as (8, 16, 24), or None")
+    for value in values:
+        layer_index(name, value, least)
+    return tuple(values)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.methods.base import layer_index, one_of
-from foveate.methods.inside import Inside, Stage
+from foveate.methods.inside import Inside
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ class FastV(Inside):
         layer_index("layer", self.layer)
         one_of("faithful", self.faithful, (False, True))
 
-    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
-        """See `Inside.stages`."""
+    def places(self, depth: int) -> tuple[tuple[int, int], ...]:
+        """See `Inside.places`."""
         layer_index("layer", self.layer, depth=depth)
-        return (Stage(self.layer, self.layer - 1, k),)
+        return ((self.layer, self.layer - 1),)
+
+    def counts(self, n: int, k: int, drops: int) -> list[int]:
+        """See `Inside.counts`."""
+        return [k]

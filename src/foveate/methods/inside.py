@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from foveate.errors import InvalidOption
 from foveate.tokens import Signal
 
 
@@ -69,12 +70,41 @@ class Inside(ABC):
         return frozenset()
 
     @abstractmethod
-    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
-        """Its drops, of an image of ``n`` tokens and a budget of ``k``, in a language model of ``depth`` layers.
+    def places(self, depth: int) -> tuple[tuple[int, int], ...]:
+        """Its drops in a language model of ``depth`` layers: ``(layer, hears)`` of each, as of `Stage`, ascending.
 
         Raises:
             InvalidOption: there is no such layer.
         """
+
+    @abstractmethod
+    def counts(self, n: int, k: int, drops: int) -> list[int]:
+        """How many tokens of an image of ``n`` each of its ``drops`` leaves, for a budget of ``k``.
+
+        Raises:
+            InvalidBudget: it cannot serve the budget.
+        """
+
+    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
+        """`places` and `counts` together. Of drops that fall together, in shallow models, the last one counts.
+
+        Raises:
+            InvalidOption, InvalidBudget: as these, and for drops that no language model could make.
+        """
+        places = self.places(depth)
+        counts = self.counts(n, k, len(places))
+        last = {layer: Stage(layer, hears, count) for (layer, hears), count in zip(places, counts, strict=True)}
+        for stage in last.values():
+            if (
+                not 1 <= stage.layer < depth
+                or stage.hears not in (stage.layer - 1, stage.layer)
+                or stage.count < 1
+            ):
+                raise InvalidOption(
+                    f"{self!r} asks for {stage}: allowed are layers 1 to {depth - 1}, the attention of the layer "
+                    "itself or of the one before, and one token or more"
+                )
+        return tuple(last.values())
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
         """``[M]`` bool: which text tokens rate; None for the prompt's last token alone.

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.errors import InvalidBudget, InvalidOption
-from foveate.methods.base import layer_index, one_of
-from foveate.methods.inside import Inside, Stage
+from foveate.methods.base import layer_index, layer_indices, one_of
+from foveate.methods.inside import Inside
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class PyramidDrop(Inside):
         one_of("faithful", self.faithful, (False, True))
         if self.layers is None:
             return
-        object.__setattr__(self, "layers", tuple(self.layers))  # a list cannot be compared and kept
-        for layer in self.layers:
-            layer_index("layers", layer)
+        object.__setattr__(self, "layers", layer_indices("layers", self.layers))
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InvalidOption(f"layers={self.layers!r}: allowed are ascending layer indices, or None")
 
-    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
-        """See `Inside.stages`."""
+    def places(self, depth: int) -> tuple[tuple[int, int], ...]:
+        """See `Inside.places`."""
         layers = self.layers or tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)}))
         for layer in layers:
             layer_index("layers", layer, depth=depth)
-        drops = range(1, len(layers) + 1)
-        if self.faithful:
-            counts = [max(1, int(n * 0.5**drop)) for drop in drops]
-            if k != counts[-1]:
-                raise InvalidBudget(f"{k} of {n} tokens with faithful=True: allowed are the authors' {counts[-1]}")
-        else:
-            counts = [max(k, round(n * (k / n) ** (drop / len(layers)))) for drop in drops[:-1]] + [k]
-        return tuple(Stage(layer, layer, count) for layer, count in zip(layers, counts, strict=True))
+        return tuple((layer, layer) for layer in layers)
+
+    def counts(self, n: int, k: int, drops: int) -> list[int]:
+        """See `Inside.counts`."""
+        if not self.faithful:
+            return [max(k, round(n * (k / n) ** (drop / drops))) for drop in range(1, drops)] + [k]
+        counts = [max(1, int(n * 0.5**drop)) for drop in range(1, drops + 1)]
+        if k != counts[-1]:
+            raise InvalidBudget(f"{k} of {n} tokens with faithful=True: allowed are the authors' {counts[-1]}")
+        return counts

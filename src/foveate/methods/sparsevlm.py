@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidBudget, InvalidFeatures, InvalidOption
-from foveate.methods.base import layer_index, one_of, precise, top
-from foveate.methods.inside import Inside, Recycled, Stage
+from foveate.methods.base import layer_index, layer_indices, one_of, precise, top
+from foveate.methods.inside import Inside, Recycled
 from foveate.select.clusters import density_peaks
 
 # Layers after which the authors drop, of LLaVA-1.5's 32, and how many of 576 tokens they keep there, by the count
@@ -55,21 +55,19 @@ class SparseVLM(Inside):
         one_of("faithful", self.faithful, (False, True))
         if self.layers is None:
             return
-        object.__setattr__(self, "layers", tuple(self.layers))  # a list cannot be compared and kept
+        object.__setattr__(self, "layers", layer_indices("layers", self.layers, least=0))
         if len(self.layers) != len(LAYERS) or list(self.layers) != sorted(set(self.layers)):
             raise InvalidOption(f"layers={self.layers!r}: allowed are three ascending layer indices, or None")
-        for layer in self.layers:
-            layer_index("layers", layer, least=0)
 
-    def stages(self, depth: int, n: int, k: int) -> tuple[Stage, ...]:
-        """See `Inside.stages`."""
-        layers = self.layers or tuple(depth * layer // DEPTH for layer in LAYERS)
+    def places(self, depth: int) -> tuple[tuple[int, int], ...]:
+        """See `Inside.places`."""
         for layer in self.layers or ():
-            layer_index("layers", layer, least=0, depth=depth)
-        last = dict(zip(layers, self._counts(n, k), strict=True))  # in shallow models two may fall together
-        return tuple(Stage(layer + 1, layer, count) for layer, count in last.items() if layer + 1 < depth)
+            layer_index("layers", layer, least=0, depth=depth - 1)
+        layers = self.layers or tuple(depth * layer // DEPTH for layer in LAYERS)
+        return tuple((layer + 1, layer) for layer in layers)
 
-    def _counts(self, n: int, k: int) -> list[int]:
+    def counts(self, n: int, k: int, drops: int) -> list[int]:
+        """See `Inside.counts`."""
         if self.faithful:
             if k not in KEPT:
                 raise InvalidBudget(f"keep={k} with faithful=True: allowed are {', '.join(map(str, KEPT))}")
