@@ -249,7 +249,7 @@ def test_pyramid_and_sparse_hear_what_they_should(name):
     raters = text[likeness > likeness.mean()]
     for method, layer, scores in [
         (foveate.PyramidDrop(layers=(2,)), 2, matrices[2][0].mean(0)[-1]),
-        (foveate.SparseVLM(layers=(1, 3, 4), recycle_dropped=False), 2, matrices[1][0].mean(0)[raters].mean(0)),
+        (foveate.SparseVLM(layers=(1, 2, 3), recycle_dropped=False), 2, matrices[1][0].mean(0)[raters].mean(0)),
     ]:
         with torch.no_grad(), foveate.attach(model, method, keep=0.4) as attached:
             model(**inputs)
@@ -591,7 +591,8 @@ def test_faithful_counts_with_a_model():
     assert attached.last.report.tokens_per_layer[0] == [n, n // 2, n // 4, n // 4, n // 8]
     with foveate.attach(model, foveate.PyramidDrop(faithful=True), keep=1), pytest.raises(foveate.InvalidBudget):
         model.generate(**inputs, max_new_tokens=1)
-    with foveate.attach(model, foveate.SparseVLM(layers=(0, 1, 3), faithful=True), keep=64) as attached:
+    refused = pytest.raises(foveate.InvalidBudget, match="keep=36 with faithful=True")  # it has 36 tokens
+    with foveate.attach(model, foveate.SparseVLM(layers=(0, 1, 3), faithful=True), keep=64), refused:
         model.generate(**inputs, max_new_tokens=1)
 
 
