@@ -184,7 +184,13 @@ def test_control_other_tokens_differ(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_control_generation_differs(name, prompt):
     """At every step, in every row with pictures, though tokens may happen to be the same."""
-    model, inputs = model_of(name), ZOO[name].prompt(**PROMPTS[prompt])
+    pictured = torch.tensor(PROMPTS[prompt]["images_per_row"]) > 0
+    check_controls(name, ZOO[name].prompt(**PROMPTS[prompt]), pictured)
+
+
+def check_controls(name, inputs, pictured):
+    """Steps of generation without masking, and with positions without gaps, differ in the rows ``pictured``."""
+    model = model_of(name)
     pruned, compact = (
         foveate.prune(model, inputs, foveate.Random(), keep=0.6, positions=positions)
         for positions in ("original", "compact")
@@ -192,7 +198,6 @@ def test_control_generation_differs(name, prompt):
     full, _ = masked(name, inputs, pruned)
     mask = inputs["attention_mask"]
     unmasked = {**full, "attention_mask": mask, "position_ids": positions_of(model, inputs, mask)}
-    pictured = torch.tensor(PROMPTS[prompt]["images_per_row"]) > 0
     ours, *others = (generated(model, given)[1][pictured] for given in (pruned, unmasked, compact))
     for other in others:
         assert (other - ours).abs().amax(dim=-1).min() > 0.1

@@ -106,3 +106,17 @@ class Budget:
                 f"each; allowed are {sum(floor)} or more"
             )
         return shares(count, sizes, floor)
+
+    def counts_by_row(self, rows: Sequence[int], sizes: Sequence[int], least: Sequence[int]) -> list[int]:
+        """`counts` of the images of a whole batch, of which each is in one of ``rows``.
+
+        Raises:
+            InvalidBudget: as `counts`.
+        """
+        found = [0] * len(rows)
+        for row in set(rows):
+            which = [index for index, own in enumerate(rows) if own == row]
+            shared = self.counts([sizes[index] for index in which], [least[index] for index in which])
+            for index, count in zip(which, shared, strict=True):
+                found[index] = count
+        return found

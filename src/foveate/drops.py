@@ -102,28 +102,17 @@ def drops_of(depth: int, images: Sequence[Image], parts: Parts) -> dict[int, Dro
         InvalidOption: a layer that is not there.
     """
     drops: dict[int, Drop] = {}
+    rows, sizes = [image.row for image in images], [len(image.columns) for image in images]
+    held = [int(image.held.sum()) for image in images]
     for method, budget in parts:
-        counts = _counts(images, budget)
-        per_image = [method.stages(depth, len(image.columns), k) for image, k in zip(images, counts, strict=True)]
+        counts = budget.counts_by_row(rows, sizes, held)
+        per_image = [method.stages(depth, n, k) for n, k in zip(sizes, counts, strict=True)]
         for stages in zip(*per_image, strict=True):
-            held = [int(image.held.sum()) for image in images]
             own = tuple(max(stage.count, few) for stage, few in zip(stages, held, strict=True))
             drops[stages[0].layer] = Drop(method, stages[0].layer, stages[0].hears, own)
     found: dict[int, Drop] = {}
-    left = tuple(len(image.columns) for image in images)
+    left = tuple(sizes)
     for layer in sorted(drops):
         left = tuple(map(min, left, drops[layer].counts))  # a count over what is left keeps all of that
         found[layer] = replace(drops[layer], counts=left)
     return found
-
-
-def _counts(images: Sequence[Image], budget: Budget) -> list[int]:
-    """The budget of each image; a total is shared within a row."""
-    counts = [0] * len(images)
-    for row in {image.row for image in images}:
-        which = [number for number, image in enumerate(images) if image.row == row]
-        sizes = [len(images[number].columns) for number in which]
-        shared = budget.counts(sizes, [int(images[number].held.sum()) for number in which])
-        for number, count in zip(which, shared, strict=True):
-            counts[number] = count
-    return counts

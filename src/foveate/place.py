@@ -156,15 +156,11 @@ def _counts(encoded: Encoded, budget: Budget, at_the_end: set[int]) -> list[int]
     Raises:
         InvalidBudget: fewer than are always kept: locked rows, and the last token of the prompt.
     """
-    counts = [0] * len(encoded.images)
-    for row in set(encoded.rows):
-        which = [index for index, owner in enumerate(encoded.rows) if owner == row]
-        images = [(index, encoded.images[index].locked) for index in which]
-        least = [int(locked.sum()) + (index in at_the_end and not bool(locked[-1])) for index, locked in images]
-        shared = budget.counts([len(locked) for _, locked in images], least)
-        for index, count in zip(which, shared, strict=True):
-            counts[index] = count
-    return counts
+    locked = [tokens.locked for tokens in encoded.images]
+    least = [
+        int(flags.sum()) + (index in at_the_end and not bool(flags[-1])) for index, flags in enumerate(locked)
+    ]
+    return budget.counts_by_row(encoded.rows, [len(flags) for flags in locked], least)
 
 
 def _order(index: int, tokens: VisualTokens, ranking: Ranking, k: int, hold_last: bool, frames: bool) -> Tensor:

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from foveate.errors import InvalidBudget, InvalidFeatures
-from foveate.select.rows import check_count, check_rows
+from foveate.select.inputs import check_count
+from foveate.select.rows import check_rows
 
 
 @torch.no_grad()

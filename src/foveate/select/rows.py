@@ -1,11 +1,9 @@
 """What the merging engines ask of their arguments."""
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
-from foveate.errors import InvalidBudget, InvalidFeatures
+from foveate.errors import InvalidFeatures
 
 
 def check_rows(name: str, rows: Tensor) -> Tensor:
@@ -41,16 +39,6 @@ def check_distinct(name: str, indices: Tensor, n: int) -> None:
     inside = indices.dim() == 1 and bool(((indices >= 0) & (indices < n)).all())
     if not inside or len(torch.unique(indices)) != len(indices):
         raise InvalidFeatures(f"{name}={indices.tolist()}: allowed are distinct indices from 0 to {n - 1}")
-
-
-def check_count(k: int, n: int) -> None:
-    """Check a budget.
-
-    Raises:
-        InvalidBudget: ``k`` is not an int in ``[1, n]``.
-    """
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= n:
-        raise InvalidBudget(f"k={k!r}: allowed is an int from 1 to the {n} rows at hand")
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
