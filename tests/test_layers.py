@@ -70,6 +70,7 @@ def test_a_room_imports_only_what_it_may(path):
 
 
 def test_select_imports_torch_alone():
+    """And numpy where steps on N numbers would spend their time on torch's calls."""
     for path in (ROOT / "select").glob("*.py"):
         names = {
             name.split(".")[0]
@@ -82,7 +83,8 @@ def test_select_imports_torch_alone():
                 else []
             )
         }
-        assert names <= {"torch", "foveate", "numbers", "collections"}
+        allowed = {"torch", "foveate", "numbers", "collections", "typing"}
+        assert names <= allowed | ({"numpy"} if path.name == "residual_columns.py" else set())
 
 
 def test_the_table_is_complete():

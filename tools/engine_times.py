@@ -1,0 +1,179 @@
+"""Times `select_residual` on a CPU against what else gives the same rows: a Markdown table.
+
+    OMP_NUM_THREADS=2 PYTHONPATH=src python tools/engine_times.py --out engine_times.jsonl
+
+Each cell of the grid runs all of them in turn, several times, and appends medians to ``--out``; a second run
+measures only the cells that are missing there. Ratios hold on a busy machine too, single times do not.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from foveate.select import select_residual
+
+SHAPES = ((576, 4096), (1296, 3584), (2880, 4096))
+COUNTS = (32, 64, 192, 320)
+KINDS = ("image", "noise")
+
+
+def image(n: int, d: int) -> Tensor:
+    """Rows like an encoder's: smooth over the grid, a common part, noise, and a few of 20 times the length."""
+    generator = torch.Generator().manual_seed(0)
+    side = int(n**0.5) + 1
+    coarse = torch.randn(1, 256, max(4, side // 4), max(4, side // 4), generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")[0].reshape(256, -1).T[:n]
+    rows = fine @ torch.randn(256, d, generator=generator) / 16
+    rows += 0.3 * torch.randn(n, d, generator=generator) + 0.5 * torch.randn(1, d, generator=generator)
+    rows[torch.randint(0, n, (5,), generator=generator)] *= 20
+    return rows
+
+
+def noise(n: int, d: int) -> Tensor:
+    """Rows that have nothing in common: all energies stay close together."""
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+
+
+def by_deflation(rows: Tensor, k: int) -> list[int]:
+    """(a) The textbook: take the chosen direction out of the whole residual matrix."""
+    residual, order = rows.clone(), []
+    for _ in range(k):
+        index = int(residual.square().sum(dim=1).argmax())
+        direction = residual[index] / residual[index].norm()
+        residual -= torch.outer(residual @ direction, direction)
+        residual[index] = 0
+        order.append(index)
+    return order
+
+
+def by_pivoted_qr(rows: Tensor, k: int) -> list[int]:
+    """(b) LAPACK geqp3, which cannot stop after k columns."""
+    (_, pivots) = scipy.linalg.qr(rows.numpy().T, mode="raw", pivoting=True, check_finite=False)[1:]
+    return pivots[:k].tolist()
+
+
+def by_gram_loop(rows: Tensor, k: int) -> list[int]:
+    """(c) Fast greedy MAP of a determinantal point process (Chen et al. 2018), as its users write it in torch."""
+    gram = rows @ rows.T
+    energy, factor, order = gram.diagonal().clone(), gram.new_zeros(k, len(gram)), []
+    for step in range(k):
+        index = int(energy.argmax())
+        share = (gram[index] - factor[:step, index] @ factor[:step]) / energy[index].sqrt()
+        factor[step] = share
+        energy -= share.square()
+        energy[index] = -torch.inf
+        order.append(index)
+    return order
+
+
+def by_pivoted_cholesky(rows: Tensor, k: int) -> list[int]:
+    """(d) Gram matrix and LAPACK pstrf, which cannot stop after k columns either."""
+    gram = (rows @ rows.T).numpy()
+    pivots = scipy.linalg.lapack.spstrf(gram.T, lower=1, overwrite_a=True)[1]
+    return (pivots[:k] - 1).tolist()
+
+
+def by_columns(rows: Tensor, k: int) -> list[int]:
+    """Ours."""
+    return select_residual(rows, k).tolist()
+
+
+RIVALS: dict[str, Callable[[Tensor, int], list[int]]] = {
+    "ours": by_columns,
+    "(a) deflation": by_deflation,
+    "(b) geqp3": by_pivoted_qr,
+    "(c) Gram loop": by_gram_loop,
+    "(d) Gram + pstrf": by_pivoted_cholesky,
+}
+
+
+def measured(kind: str, n: int, d: int, k: int, repeats: int) -> dict:
+    """Median milliseconds of each, and on how many first rows it agrees with ours."""
+    rows = {"image": image, "noise": noise}[kind](n, d)
+    times: dict[str, list[float]] = {name: [] for name in RIVALS}
+    orders: dict[str, list[int]] = {}
+    for repeat in range(repeats + 1):  # the first warms up
+        for name, rival in RIVALS.items():
+            if name in ("(a) deflation", "(b) geqp3") and repeat > (2 if n * k > 576 * 64 else repeats):
+                continue
+            start = time.perf_counter()
+            orders[name] = rival(rows, k)
+            if repeat:
+                times[name].append(1000 * (time.perf_counter() - start))
+    four = torch.stack([rows] * 4)
+    start = time.perf_counter()
+    select_residual(four, k)
+    times["batch of 4, each"] = [1000 * (time.perf_counter() - start) / 4]
+    agree = {name: _common(orders["ours"], order) for name, order in orders.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"kind": kind, "n": n, "d": d, "k": k, "ms": medians, "agree": agree, **_place()}
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    return int(np.cumprod(np.equal(one, other)).sum())
+
+
+def _place() -> dict:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    versions = f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}"
+    return {"processor": processor, "threads": torch.get_num_threads(), "versions": versions}
+
+
+def table(cells: list[dict]) -> str:
+    """Milliseconds of ours, and how many times longer the others take."""
+    names = [name for name in RIVALS if name != "ours"]
+    lines = [f"{c['processor']}, {c['threads']} threads, {c['versions']}" for c in cells[-1:]]
+    lines += ["", "| rows | N x D | k | ours, ms | each of 4, ms | " + " | ".join(names) + " |"]
+    lines += ["|---" * (5 + len(names)) + "|"]
+    for cell in cells:
+        ms = cell["ms"]
+        ratios = " | ".join(f"{ms[name] / ms['ours']:.2f}x" for name in names)
+        start = f"| {cell['kind']} | {cell['n']} x {cell['d']} | {cell['k']} | {ms['ours']:.1f} "
+        lines.append(start + f"| {ms['batch of 4, each']:.1f} | {ratios} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure the cells that are missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("engine_times.jsonl"))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", choices=KINDS, nargs="+", default=list(KINDS))
+    parser.add_argument("--only", nargs="+", help="shapes such as 576x4096; all by default")
+    parser.add_argument("--k", type=int, nargs="+", default=list(COUNTS))
+    arguments = parser.parse_args()
+    wanted = [
+        (kind, n, d, k)
+        for n, d in SHAPES
+        for k in arguments.k
+        for kind in arguments.rows
+        if not arguments.only or f"{n}x{d}" in arguments.only
+    ]
+    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    cells = {(c["kind"], c["n"], c["d"], c["k"]): c for c in map(json.loads, lines)}
+    for position, cell in enumerate(wanted, start=1):
+        print(f"{position}/{len(wanted)} {cell}{' (known)' if cell in cells else ''}", file=sys.stderr, flush=True)
+        if cell not in cells:
+            cells[cell] = measured(*cell, arguments.repeats)
+            with arguments.out.open("a") as out:
+                out.write(json.dumps(cells[cell]) + "\n")
+    print(table([cells[cell] for cell in wanted]))
+
+
+if __name__ == "__main__":
+    main()
