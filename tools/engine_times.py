@@ -49,9 +49,9 @@ def by_deflation(rows: Tensor, k: int) -> list[int]:
     """(a) The textbook: take the chosen direction out of the whole residual matrix."""
     residual, order = rows.clone(), []
     for _ in range(k):
-        index = int(residual.square().sum(dim=1).argmax())
+        index = int(torch.linalg.vector_norm(residual, dim=1).argmax())
         direction = residual[index] / residual[index].norm()
-        residual -= torch.outer(residual @ direction, direction)
+        residual.addr_(residual @ direction, direction, alpha=-1)
         residual[index] = 0
         order.append(index)
     return order

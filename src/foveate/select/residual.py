@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from foveate.errors import InvalidBudget, InvalidFeatures
+from foveate.errors import InvalidBudget, InvalidFeatures, InvalidOption
 from foveate.select.inputs import check_count, check_features, check_weight, stacked
 from foveate.select.residual_columns import order_by_columns
 from foveate.select.residual_reference import Basis, order_by_steps
@@ -54,7 +54,7 @@ def select_residual(
     Raises:
         InvalidFeatures: wrong shapes, NaN or infinite values, a negative weight, ``first`` out of range.
         InvalidBudget: ``k`` is not an int in ``[1, N]``.
-        ValueError: ``impl`` is unknown, or cannot run on the device of the features.
+        InvalidOption: ``impl`` is unknown, or cannot run on the device of the features.
 
     Source: SPARE (arXiv 2606.18681) and ResPrune (arXiv 2603.21105), with weights as their methods set.
     """
@@ -140,9 +140,9 @@ def _row_index(index: int | Tensor | None, n: int) -> int | None:
 
 def _implementation(impl: Implementation, device: torch.device) -> Implementation:
     if impl not in get_args(Implementation):
-        raise ValueError(f"impl={impl!r}: allowed are {', '.join(get_args(Implementation))}")
+        raise InvalidOption(f"impl={impl!r}: allowed are {', '.join(get_args(Implementation))}")
     if impl == "columns" and device.type != "cpu":
-        raise ValueError(f"impl={impl!r} on {device}: it runs on a CPU alone; allowed here are auto, reference")
+        raise InvalidOption(f"impl={impl!r} on {device}: it runs on a CPU alone; allowed here are auto, reference")
     return impl if impl != "auto" else "columns" if device.type == "cpu" else "reference"
 
 

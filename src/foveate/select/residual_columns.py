@@ -14,6 +14,8 @@ the factorisation starts again from them.
 The steps are numpy: with N numbers per operation, torch would spend most of its time on calls.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,8 +23,13 @@ from torch import Tensor
 
 from foveate.select.residual_rows import RANK_TOLERANCE, TIE_TOLERANCE
 
-FIRST_PANEL = 16  # columns computed together at first, then by what the last ones were good for
-LEAST_PANEL, LARGEST_PANEL = 8, 32
+Array = npt.NDArray[Any]
+
+FIRST_PANELS = 32  # columns computed together in the first two panels, where more are wasted
+PANEL = 48  # and later; matrix products like both widths
+DOUBT = 1 / 3  # eps to this power is where energies become uncertain
+GRAM_SHARE = 1 / 3  # of the rows to keep, from where half of the whole matrix, by symmetry, costs less
+GRAM_LEAST = 128  # rows, under which it makes no difference
 
 
 def order_by_columns(rows: Tensor, norms: Tensor, k: int, weights: Tensor, first: int | None) -> list[int]:
@@ -46,7 +53,9 @@ class _Residuals:
         magnitude = (norms / peak if peak > 0 else norms).square()
         self.order: list[int] = []
         self._weights = weights * magnitude.numpy()  # of free rows; 0 of those kept
+        self._whole = len(rows) >= GRAM_LEAST and k >= GRAM_SHARE * len(rows)
         self._inverse = torch.where(norms > 0, 1 / norms, 0).to(rows.dtype)
+        self._whole &= float(self._inverse.amax()) ** 4 * torch.finfo(rows.dtype).tiny < 1  # no product vanishes
         self._size = (norms > 0).to(norms.dtype)  # at the last restart, of the row's own
         self._basis = rows[:0]  # orthonormal, of the rows kept before the last restart
         self._factor = np.empty((min(k, *rows.shape), len(rows)), self._inverse.numpy().dtype)
@@ -55,9 +64,8 @@ class _Residuals:
     def _start(self) -> None:
         self._energy = (self._size > 0).double().numpy()
         self._heaviest = self._weights.max()  # or more: rows kept since count until it matters
-        self._columns: dict[int, npt.NDArray[np.floating]] = {}
-        self._panel = FIRST_PANEL
-        self._served = 0
+        self._columns: dict[int, tuple[Array, int]] = {}  # and how many of the rows kept are out of it
+        self._gram: Array | None = None
         self._kept: list[int] = []  # since the restart, without those that added nothing
 
     def winner(self) -> int | None:
@@ -75,29 +83,29 @@ class _Residuals:
         if energy > (RANK_TOLERANCE * self._eps) ** 2 and len(self._basis) + count < len(self._factor):
             if index not in self._columns:
                 self._compute_columns(index)
-            column = self._columns[index]
-            if count:
-                column = column - self._factor[:count, index] @ self._factor[:count]
+            column, done = self._columns[index]
+            if done < count:
+                since = self._factor[done:count]
+                column = column - np.dot(since[:, index], since)
             share = np.multiply(column, energy**-0.5, out=self._factor[count], casting="same_kind")
             self._energy -= share * share
-            np.maximum(self._energy, 0, out=self._energy)
             self._kept.append(index)
-            self._served += 1
         self.order.append(index)
         self._weights[index] = 0
 
     def _best(self) -> tuple[int, float]:
         scores = self._weights * self._energy
-        best = scores.max()
-        index = int((scores >= best * (1 - TIE_TOLERANCE * self._eps)).argmax())
+        index = scores.argmax()
+        index = int((scores >= scores[index] * (1 - TIE_TOLERANCE * self._eps)).argmax())
         return index, float(scores[index])
 
     def _is_certain(self, index: int, score: float) -> bool:
         """Whether cancellation can have changed neither the winner nor hidden a rival.
 
-        An energy that fell by more than sqrt(eps) since it was last exact is uncertain (geqp3's criterion).
+        All energies are off by some eps, so one that fell under DOUBT is right to eps^(2/3) only. (For
+        geqp3, whose directions stay orthonormal, sqrt(eps) is small enough for the same.)
         """
-        doubt, lost = self._eps**0.5, RANK_TOLERANCE * self._eps
+        doubt, lost = self._eps**DOUBT, RANK_TOLERANCE * self._eps
         if self._energy[index] <= doubt:
             return False
         if score > self._heaviest * (doubt + lost):
@@ -107,19 +115,30 @@ class _Residuals:
         return bool(np.max(rivals, where=self._energy <= doubt, initial=0) < score)
 
     def _compute_columns(self, index: int) -> None:
-        """The Gram matrix's column of a row, and of those with the largest scores."""
-        if self._columns:
-            self._panel = min(max(2 * self._served, LEAST_PANEL), LARGEST_PANEL)
-        self._served = 0
+        """The column of a row, and of those with the largest scores, without the part of the rows kept."""
         scores = self._weights * self._energy
         scores[list(self._columns)] = 0
         scores[index] = np.inf
-        panel = np.argpartition(-scores, min(self._panel, len(scores)) - 1)[: self._panel]
+        width = FIRST_PANELS if len(self._columns) < 2 * FIRST_PANELS else PANEL
+        panel = np.argpartition(-scores, min(width, len(scores)) - 1)[:width]
         panel = panel[scores[panel] > 0]
+        columns, count = self._gram_rows(panel), len(self._kept)
+        columns -= self._factor[:count, panel].T @ self._factor[:count]
+        self._columns.update((row, (column, count)) for row, column in zip(panel.tolist(), columns, strict=True))
+
+    def _gram_rows(self, panel: npt.NDArray[np.intp]) -> Array:
+        columns: Array
         chosen = torch.from_numpy(panel)
-        directions = self._rows[chosen] * self._inverse[chosen, None]
-        columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous()
-        self._columns.update(zip(panel.tolist(), columns.numpy(), strict=True))
+        lengths = self._inverse[chosen, None]
+        if not self._whole:
+            directions = self._rows[chosen] * lengths
+            columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous().numpy()
+            return columns
+        if self._gram is None:
+            rows = self._rows.numpy()
+            self._gram = rows @ rows.T  # numpy computes one half of it
+        columns = self._gram[panel] * self._inverse.numpy() * lengths.numpy()
+        return columns
 
     def _restart(self) -> None:
         """Take the part in the span of the rows kept out of all rows, "twice is enough"."""
