@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 PYTHONPATH=src python tools/engine_times.py --out engine_times.jsonl
 
-Each cell of the grid runs all of them in turn, several times, and appends medians to ``--out``; a second run
+Each cell of the grid runs all of them in turn, several times, and appends a line to ``--out``; a second run
 measures only the cells that are missing there. Ratios hold on a busy machine too, single times do not.
 """
 
@@ -98,26 +98,38 @@ RIVALS: dict[str, Callable[[Tensor, int], list[int]]] = {
 }
 
 
+SLOW = ("(a) deflation", "(b) geqp3")
+
+
 def measured(kind: str, n: int, d: int, k: int, repeats: int) -> dict:
-    """Median milliseconds of each, and on how many first rows it agrees with ours."""
+    """Milliseconds of ours, how many times longer the others take, and on how many first rows they agree.
+
+    Ratios are taken within a round, where all run one after the other, and are then their median. The slow
+    ones, (a) and (b), are in the first rounds alone.
+    """
     rows = {"image": image, "noise": noise}[kind](n, d)
-    times: dict[str, list[float]] = {name: [] for name in RIVALS}
-    orders: dict[str, list[int]] = {}
-    for repeat in range(repeats + 1):  # the first warms up
-        for name, rival in RIVALS.items():
-            if name in ("(a) deflation", "(b) geqp3") and repeat > (2 if n * k > 576 * 64 else repeats):
+    four = torch.stack([rows] * 4)
+    rivals = {**RIVALS, "4 at once": lambda _, count: select_residual(four, count).tolist()[0]}
+    ratios: dict[str, list[float]] = {name: [] for name in rivals}
+    ours, orders = [], {name: rival(rows, k) for name, rival in rivals.items() if name not in SLOW}  # warms up
+    for number in range(repeats):
+        times = {}
+        for name, rival in rivals.items():
+            if name in SLOW and number >= (3 if n * k <= 576 * 64 else 1):
                 continue
             start = time.perf_counter()
             orders[name] = rival(rows, k)
-            if repeat:
-                times[name].append(1000 * (time.perf_counter() - start))
-    four = torch.stack([rows] * 4)
-    start = time.perf_counter()
-    select_residual(four, k)
-    times["batch of 4, each"] = [1000 * (time.perf_counter() - start) / 4]
-    agree = {name: _common(orders["ours"], order) for name, order in orders.items()}
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return {"kind": kind, "n": n, "d": d, "k": k, "ms": medians, "agree": agree, **_place()}
+            times[name] = 1000 * (time.perf_counter() - start)
+        times["4 at once"] /= 4
+        ours.append(times["ours"])
+        for name, taken in times.items():
+            ratios[name].append(taken / times["ours"])
+    return {
+        **{"kind": kind, "n": n, "d": d, "k": k, "ours_ms": statistics.median(ours), "fastest_ms": min(ours)},
+        "ratios": {name: statistics.median(values) for name, values in ratios.items()},
+        "agree": {name: _common(orders["ours"], order) for name, order in orders.items()},
+        **_place(),
+    }
 
 
 def _common(one: list[int], other: list[int]) -> int:
@@ -136,15 +148,18 @@ def _place() -> dict:
 
 def table(cells: list[dict]) -> str:
     """Milliseconds of ours, and how many times longer the others take."""
-    names = [name for name in RIVALS if name != "ours"]
+    names = [*(name for name in RIVALS if name != "ours"), "4 at once"]
     lines = [f"{c['processor']}, {c['threads']} threads, {c['versions']}" for c in cells[-1:]]
-    lines += ["", "| rows | N x D | k | ours, ms | each of 4, ms | " + " | ".join(names) + " |"]
-    lines += ["|---" * (5 + len(names)) + "|"]
+    lines += [
+        "",
+        "| rows | N x D | k | ours, ms | " + " | ".join(names) + " (each) |",
+        "|---" * (4 + len(names)) + "|",
+    ]
     for cell in cells:
-        ms = cell["ms"]
-        ratios = " | ".join(f"{ms[name] / ms['ours']:.2f}x" for name in names)
-        start = f"| {cell['kind']} | {cell['n']} x {cell['d']} | {cell['k']} | {ms['ours']:.1f} "
-        lines.append(start + f"| {ms['batch of 4, each']:.1f} | {ratios} |")
+        ratios = " | ".join(f"{cell['ratios'][name]:.2f}x" for name in names)
+        lines.append(
+            f"| {cell['kind']} | {cell['n']} x {cell['d']} | {cell['k']} | {cell['ours_ms']:.1f} | {ratios} |"
+        )
     return "\n".join(lines)
 
 
@@ -152,7 +167,7 @@ def main() -> None:
     """Measure the cells that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("engine_times.jsonl"))
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--rows", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--only", nargs="+", help="shapes such as 576x4096; all by default")
     parser.add_argument("--k", type=int, nargs="+", default=list(COUNTS))

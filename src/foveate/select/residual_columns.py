@@ -58,6 +58,7 @@ class _Residuals:
         self._whole &= float(self._inverse.amax()) ** 4 * torch.finfo(rows.dtype).tiny < 1  # no product vanishes
         self._size = (norms > 0).to(norms.dtype)  # at the last restart, of the row's own
         self._basis = rows[:0]  # orthonormal, of the rows kept before the last restart
+        self._directions = rows.new_empty(PANEL, rows.shape[1])  # fresh memory is slower than the copy
         self._factor = np.empty((min(k, *rows.shape), len(rows)), self._inverse.numpy().dtype)
         self._start()
 
@@ -131,7 +132,8 @@ class _Residuals:
         chosen = torch.from_numpy(panel)
         lengths = self._inverse[chosen, None]
         if not self._whole:
-            directions = self._rows[chosen] * lengths
+            directions = self._directions[: len(panel)]
+            torch.index_select(self._rows, 0, chosen, out=directions).mul_(lengths)
             columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous().numpy()
             return columns
         if self._gram is None:
