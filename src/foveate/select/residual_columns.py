@@ -25,8 +25,8 @@ from foveate.select.residual_rows import RANK_TOLERANCE, TIE_TOLERANCE
 
 Array = npt.NDArray[Any]
 
-FIRST_PANELS = 32  # columns computed together in the first two panels, where more are wasted
-PANEL = 48  # and later; matrix products like both widths
+EARLY = 64  # rows kept, until which more columns are wasted
+EARLY_PANEL, PANEL = 32, 48  # columns computed together; matrix products like these widths
 DOUBT = 1 / 3  # eps to this power is where energies become uncertain
 GRAM_SHARE = 1 / 3  # of the rows to keep, from where half of the whole matrix, by symmetry, costs less
 GRAM_LEAST = 128  # rows, under which it makes no difference
@@ -120,7 +120,7 @@ class _Residuals:
         scores = self._weights * self._energy
         scores[list(self._columns)] = 0
         scores[index] = np.inf
-        width = FIRST_PANELS if len(self._columns) < 2 * FIRST_PANELS else PANEL
+        width = EARLY_PANEL if len(self._kept) < EARLY else PANEL
         panel = np.argpartition(-scores, min(width, len(scores)) - 1)[:width]
         panel = panel[scores[panel] > 0]
         columns, count = self._gram_rows(panel), len(self._kept)
