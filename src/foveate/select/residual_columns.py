@@ -29,6 +29,7 @@ EARLY = 64  # rows kept, until which more columns are wasted
 EARLY_PANEL, PANEL = 32, 48  # columns computed together; matrix products like these widths
 DOUBT = 1 / 3  # eps to this power is where energies become uncertain
 GRAM_SHARE = 1 / 3  # of the rows to keep, from where half of the whole matrix, by symmetry, costs less
+GRAM_BLOCK = 192  # rows of it at once
 GRAM_LEAST = 128  # rows, under which it makes no difference
 
 
@@ -137,8 +138,7 @@ class _Residuals:
             columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous().numpy()
             return columns
         if self._gram is None:
-            rows = self._rows.numpy()
-            self._gram = rows @ rows.T  # numpy computes one half of it
+            self._gram = _gram_by_halves(self._rows)
         columns = self._gram[panel] * self._inverse.numpy() * lengths.numpy()
         return columns
 
@@ -159,6 +159,16 @@ class _Residuals:
         self._rows = residual
         self._inverse = torch.where(explained, 0, 1 / shrunk).to(residual.dtype)
         self._start()
+
+
+def _gram_by_halves(rows: Tensor) -> Array:
+    gram = rows.new_empty(len(rows), len(rows))
+    for start in range(0, len(rows), GRAM_BLOCK):
+        stop = start + GRAM_BLOCK
+        torch.mm(rows[start:], rows[start:stop].T, out=gram[start:, start:stop])
+        gram[start:stop, stop:] = gram[stop:, start:stop].T
+    halves: Array = gram.numpy()
+    return halves
 
 
 def _outside(rows: Tensor, basis: Tensor) -> Tensor:
