@@ -188,6 +188,81 @@ def measure_quality(
         print(f"written: {page}")
 
 
+@measure.command("speed")
+def measure_speed(
+    context: typer.Context,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Random weights at real dimensions: {', '.join(bench.speed.PRESETS)}."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint path or id, in place of a preset.", show_default="mini")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Beside stock and our path with all tokens.")] = bench.speed.METHODS,
+    keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = bench.speed.BUDGETS,
+    batch: Annotated[str, typer.Option(help="Rows, one image each, such as 1,4.")] = bench.speed.BATCHES,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Visual tokens per image, where the preset's tower takes several.", show_default="its own"
+        ),
+    ] = None,
+    text: Annotated[
+        int | None,
+        typer.Option(help="Tokens of text in a preset's prompt.", show_default=str(bench.speed.TEXT)),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of every answer.")] = bench.speed.NEW_TOKENS,
+    attention: Annotated[
+        str, typer.Option(help=f"Of every arm: {', '.join(bench.speed.ATTENTIONS)}.")
+    ] = bench.speed.ATTENTIONS[0],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of every arm: {', '.join(bench.speed.DTYPES)}.", show_default="float32 on a CPU, else bfloat16"
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(help="Rounds, in each of which every arm passes once.")
+    ] = bench.speed.REPEATS,
+    warmup: Annotated[int, typer.Option(help="Passes of each arm before.")] = bench.speed.WARMUP,
+    clip: Annotated[str | None, typer.Option(help="CLIP pair of a checkpoint's vision tower: path or id.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep results in this folder; a stopped run goes on from there.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write performance.md and its plots into this folder.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure what pruning costs and saves in time and memory, beside stock in the same process."""
+    benchmark = bench.speed.Benchmark.make(
+        methods=methods,
+        keep=keep,
+        batch=batch,
+        sizes=sizes,
+        repeats=repeats,
+        warmup=warmup,
+        new_tokens=max_new_tokens,
+    )
+    if docs:
+        bench.speed.check_documents(docs)
+    subject = benchmark.subject(preset=preset, model=model, text=text, dtype=dtype, attention=attention, clip=clip)
+    store = benchmark.store(subject, out)
+    bar = _progress()
+    task = bar.add_task("", total=benchmark.passes(subject))
+    with bar:
+        summary = benchmark.measure(
+            subject, store, progress=lambda arm, passes: bar.update(task, description=arm, advance=passes)
+        )
+    page = docs and bench.speed.write_documents(summary, docs, _command(context))
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for table in bench.speed.speed_tables(summary):
+        _show(table)
+    print(bench.speed.context_line(summary))
+    if page:
+        print(f"written: {page}")
+
+
 @app.command("methods")
 def list_methods(as_json: JsonFlag = False) -> None:
     """List the methods, with their options and defaults."""

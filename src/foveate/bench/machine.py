@@ -2,6 +2,8 @@
 
 import hashlib
 import platform
+import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,15 +41,34 @@ def fingerprint(model: "PreTrainedModel") -> str:
     return digest.hexdigest()[:12]
 
 
-def code() -> str:
-    """Twelve hexadecimal digits that change when a line does on which an answer depends."""
+def code(deciding: Sequence[str] = DECIDING) -> str:
+    """Twelve hexadecimal digits that change when a line does on which a result depends.
+
+    Args:
+        deciding: of the benchmark, the files that it depends on.
+    """
     bench = PACKAGE / "bench"
     files = {path for path in PACKAGE.rglob("*.py") if not path.is_relative_to(bench)}
-    files = (files | {bench / name for name in DECIDING}) - {PACKAGE / name for name in PRINTING}
+    files = (files | {bench / name for name in deciding}) - {PACKAGE / name for name in PRINTING}
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this runs from, ``+`` behind it where files differ; None without one."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        named = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=9
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "."], capture_output=True, text=True, timeout=9
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return None if named.returncode else named.stdout.strip() + "+" * bool(changed.stdout.strip())
 
 
 def _processor() -> str:

@@ -1,11 +1,10 @@
 """The results of a run, kept as JSON lines: the settings first, then one line per arm and batch of questions."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import InvalidInputs
+from foveate.bench.lines import add_line, foreign, read_lines
 
 FILE = "results.jsonl"
 
@@ -72,20 +71,11 @@ class Store:
         if folder is None:
             return cls(settings)
         path = folder / FILE
+        entries = read_lines(path, settings)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = _whole_lines(path)
-            if not lines:
-                path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInputs(f"results {str(path)!r}: cannot be read or written ({error})") from error
-        try:
-            known, *rest = [json.loads(line) for line in lines] or [settings]
-            batches = [Batch(**entry) for entry in rest]
-        except (ValueError, TypeError) as error:
-            raise InvalidInputs(f"results {str(path)!r}: not a file of earlier results") from error
-        _check_same(path, known, settings)
-        return cls(settings, path, batches)
+            return cls(settings, path, [Batch(**entry) for entry in entries])
+        except TypeError as error:
+            raise foreign(path) from error
 
     def add(self, batch: Batch) -> None:
         """Keep a batch, on disk at once.
@@ -94,13 +84,8 @@ class Store:
             InvalidInputs: it cannot be written.
         """
         self.batches.append(batch)
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(batch)) + "\n")
-        except OSError as error:
-            raise InvalidInputs(f"results {str(self.path)!r}: cannot be written ({error.strerror})") from error
+        if self.path is not None:
+            add_line(self.path, asdict(batch))
 
     def done(self) -> dict[Key, set[str]]:
         """The ids of the questions that each arm has answered."""
@@ -108,28 +93,3 @@ class Store:
         for batch in self.batches:
             ids.setdefault(batch.key, set()).update(batch.questions)
         return ids
-
-
-def _whole_lines(path: Path) -> list[str]:
-    with path.open("a+", encoding="utf-8", newline="\n") as file:
-        file.seek(0)
-        lines = file.readlines()
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-            file.truncate(sum(len(line.encode()) for line in lines))
-    return lines
-
-
-def _check_same(path: Path, known: Any, settings: dict[str, Any]) -> None:
-    if not isinstance(known, dict) or set(known) != set(settings):
-        raise InvalidInputs(f"results {str(path)!r}: not a file of earlier results")
-    for name, value in settings.items():
-        if known[name] != value:
-            raise InvalidInputs(
-                f"results {str(path)!r}: made with {name} {_short(known[name])}, not {_short(value)}; results of "
-                "both are not mixed: give another --out"
-            )
-
-
-def _short(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else repr(value)

@@ -1,0 +1,136 @@
+"""One pass from inputs to the last new token, by stock or by our path, with its seconds by stage.
+
+Both are cut at the same points: where the decoder is entered first, where the first new token is out, the end.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.bench.speed.clock import Clock
+from foveate.bench.speed.contestants import Contestant
+from foveate.bench.speed.subject import Subject
+from foveate.dropping import dropping
+from foveate.families import family_of
+from foveate.parts import Parts
+from foveate.prune import prune
+
+STAGES = ("encode", "select", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a pass took, and left.
+
+    Attributes:
+        seconds: by stage. ``encode``: to the decoder, with generate()'s preparations and without ``select``,
+            which is relevance, selection and shrinking; ``prefill``: from there to the first new token, with what
+            a method does between the layers; ``decode``: the rest.
+        prompt: columns of the prompt that went to the language model.
+        tokens_per_layer: visual tokens of the first image, by layer.
+        decided: what pruned, with its ``auto`` options decided; None for stock.
+        cache: keys and values, at the end.
+    """
+
+    seconds: dict[str, float]
+    prompt: int
+    tokens_per_layer: list[int]
+    decided: str | None
+    cache: Any = field(repr=False)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values over all layers, as they are stored."""
+        stored = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
+        return sum(part.numel() * part.element_size() for part in stored)
+
+    @property
+    def cached_per_layer(self) -> list[int]:
+        """Columns in each layer's cache."""
+        return [int(layer.keys.shape[-2]) for layer in self.cache.layers]
+
+
+@torch.inference_mode()
+def passed(
+    subject: Subject, contestant: Contestant, inputs: dict[str, Any], new_tokens: int, clock: Clock
+) -> Passed:
+    """Greedy, exactly ``new_tokens`` long in every row."""
+    model: Any = subject.model
+    options = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+    }
+    depth, select, decided = model.config.get_text_config().num_hidden_layers, 0.0, None
+    watch = _Watch(clock)
+    with watch.entering(model.get_decoder()):
+        start = clock.mark()
+        if contestant.arm is None:
+            output = model.generate(**inputs, **options, streamer=watch)
+            prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
+        else:
+            parts = Parts.of(contestant.arm.method, contestant.arm.budget, None)
+            pruned = prune(
+                model,
+                inputs,
+                parts.prompt,
+                keep=parts.budget,
+                question=subject.question,
+                processor=subject.processor,
+                clip=subject.clip,
+            )
+            taken = pruned.report.seconds
+            select = taken["relevance"] + taken["select"] + taken["shrink"]
+            with dropping(model, family_of(model), pruned, parts.inside) as drops:
+                output = model.generate(**pruned, **options, streamer=watch)
+            decided = repr(pruned.report.method if drops is None else contestant.arm.method)
+            prompt = pruned["input_ids"].shape[1]
+            layers = pruned.report.tokens_per_layer[0] if drops is None else drops.tokens_per_layer[0]
+        end = clock.mark()
+    entered, first = watch.points
+    cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
+    seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))
+    return Passed(seconds, prompt, list(layers), decided, output.past_key_values)
+
+
+class _Watch:
+    """A streamer and a hook. generate() hands a streamer the prompt, then each new token, moved to the CPU."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._entered: Any = None
+        self._first: Any = None
+        self._puts = 0
+
+    @property
+    def points(self) -> tuple[Any, Any]:
+        """Marks at the decoder's first entry, and at the first new token."""
+        return self._entered, self._first
+
+    @contextmanager
+    def entering(self, decoder: torch.nn.Module) -> Iterator[None]:
+        """Watch the decoder inside the block."""
+
+        def hook(module: torch.nn.Module, arguments: Any) -> None:
+            if self._entered is None:
+                self._entered = self._clock.mark()
+
+        handle = decoder.register_forward_pre_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def put(self, value: Tensor) -> None:
+        """See `transformers.generation.streamers.BaseStreamer`."""
+        self._puts += 1
+        if self._puts == 2:
+            self._first = self._clock.mark()
+
+    def end(self) -> None:
+        """See `transformers.generation.streamers.BaseStreamer`."""
