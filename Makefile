@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 LOWEST ?= transformers==5.18.0
 
-.PHONY: demo test test-lowest check quality families clean
+.PHONY: demo test test-lowest check quality speed families clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
@@ -48,6 +48,10 @@ check: $(VENV)/.ready
 quality: $(VENV)/.ready
 	$(BIN)/foveate bench quality --suite all --methods spare,resprune --out build/quality --docs docs
 	$(BIN)/foveate bench quality --keep 128,64,32 --out build/rivals --docs docs/rivals
+
+# docs/performance.md and its plots; what a stopped run has done is kept in build/speed.
+speed: $(VENV)/.ready
+	$(BIN)/foveate bench speed --preset llava-0.5b --keep 192,64 --out build/speed --docs docs
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info

@@ -281,4 +281,5 @@ def test_without_a_command_it_prints_its_help():
     for command in ("ask", "bench", "methods", "models"):
         assert command in run("--help").stdout
     assert "Usage" in run("bench").output
-    assert "quality" in run("bench", "--help").stdout
+    for name in ("quality", "speed"):
+        assert name in run("bench", "--help").stdout
