@@ -1,7 +1,5 @@
 """What the tests of the speed benchmark share: presets at tiny widths, and a clock that stands still."""
 
-import torch
-
 from conftest import tiny_llava, tiny_prompt
 from foveate.bench.speed import presets
 from foveate.bench.speed.subject import Subject
@@ -37,7 +35,7 @@ def shrink_presets(monkeypatch):
 
 
 def tiny_subject(attention="sdpa"):
-    """36 visual tokens, text of 7 and 12."""
+    """36 visual tokens, and 14 of text."""
     model = tiny_llava()
     model.set_attn_implementation(attention)
     return Subject(
@@ -57,7 +55,3 @@ class Still:
 
     def seconds(self, start, stop):
         return stop - start
-
-
-def noise(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

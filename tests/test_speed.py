@@ -47,6 +47,7 @@ def test_a_preset_has_the_parameters_it_says(name):
     assert not model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_runs_with_every_default_method(name, monkeypatch):
     shrink_presets(monkeypatch)

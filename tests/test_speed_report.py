@@ -49,7 +49,9 @@ def made_up(sizes=SIZES, seconds=lambda one, tokens: 1.0, repeats=6):
                 stages = dict.fromkeys(("encode", "select", "prefill", "decode"), value)
                 store.add(Timed(tokens, 1, one.key, number, 0, stages, 4, 1.5, "abc123"))
             memory = None if one.keep == 8 else 5 * 1024**2
-            store.add(Weighed(tokens, 1, one.key, memory, 1024, 70, [tokens, 8], "sdpa", "float32", None))
+            store.add(
+                Weighed(tokens, 1, one.key, memory, 1024, 70, [tokens, 8], "sdpa", "float32", f"{one.method}()")
+            )
     return summarise(found, [(tokens, 1) for tokens in sizes], store, CONTEXT)
 
 
@@ -131,7 +133,16 @@ def test_the_page_and_its_plots(sizes, tmp_path):
     pytest.importorskip("matplotlib")
     page = write_documents(made_up(sizes, crossing), tmp_path, "foveate bench speed")
     text = page.read_text()
-    for words in ("a machine", "commit abc123", "code c0de", "6 repeats", "97 %", "load average 1.5", "slower"):
+    for words in (
+        "a machine",
+        "commit abc123",
+        "code c0de",
+        "6 repeats",
+        "97 %",
+        "load average 1.5",
+        "slower",
+        "`spare()`",
+    ):
         assert words in text
     assert text.count("\n## ") == len(sizes) + 1
     for name in ("performance-stages.png", "performance-break-even.png"):
@@ -160,6 +171,7 @@ def command(*arguments):
 SMALL = ("--preset", "qwen2.5-vl-0.5b", "--methods", "uniform,fastv", "--keep", "8", "--max-new-tokens", "2")
 
 
+@pytest.mark.slow
 def test_the_command_writes_results_a_page_and_goes_on(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     shrink_presets(monkeypatch)

@@ -88,8 +88,14 @@ def _case(case: Plain) -> str:
             table(["arm", "prefill", "to the first token", "end to end", "decode"], ratios),
             "What is needed:",
             table(["arm", "select, of its prefill", "KV cache", "memory", "visual tokens"], needs),
+            f"Options as decided: {', '.join(f'`{name}`' for name in _decided(rows))}.",
         ]
     )
+
+
+def _decided(rows: list[Plain]) -> list[str]:
+    """The methods, each once, with their ``auto`` options as they were."""
+    return list(dict.fromkeys(row["decided"] for row in rows if row["keep"] is not None))
 
 
 def _break_even(data: Plain, plots: dict[str, str]) -> str:
