@@ -26,6 +26,7 @@ from foveate.select import select_residual
 SHAPES = ((576, 4096), (1296, 3584), (2880, 4096))
 COUNTS = (32, 64, 192, 320)
 KINDS = ("image", "noise")
+REST = 0.06  # seconds; threads of OpenBLAS (geqp3, pstrf) spin for 27 ms after their work, beside whoever is next
 
 
 def image(n: int, d: int) -> Tensor:
@@ -117,6 +118,7 @@ def measured(kind: str, n: int, d: int, k: int, repeats: int) -> dict:
         for name, rival in rivals.items():
             if name in SLOW and number >= (3 if n * k <= 576 * 64 else 1):
                 continue
+            time.sleep(REST)
             start = time.perf_counter()
             orders[name] = rival(rows, k)
             times[name] = 1000 * (time.perf_counter() - start)

@@ -30,6 +30,7 @@ EARLY_PANEL, PANEL = 32, 48  # columns computed together; matrix products like t
 DOUBT = 1 / 3  # eps to this power is where energies become uncertain
 GRAM_SHARE = 1 / 3  # of the rows to keep, from where half of the whole matrix, by symmetry, costs less
 GRAM_BLOCK = 192  # rows of it at once
+GRAM_PANEL = 64  # rows kept, after which they are taken out of all of it at once
 GRAM_LEAST = 128  # rows, under which it makes no difference
 
 
@@ -50,6 +51,8 @@ class _Residuals:
     def __init__(self, rows: Tensor, norms: Tensor, weights: npt.NDArray[np.float64], k: int) -> None:
         self._rows = rows
         self._eps = torch.finfo(rows.dtype).eps
+        self._tie = 1 - TIE_TOLERANCE * self._eps
+        self._scores = np.empty(len(rows))
         peak = norms.amax()
         magnitude = (norms / peak if peak > 0 else norms).square()
         self.order: list[int] = []
@@ -66,8 +69,9 @@ class _Residuals:
     def _start(self) -> None:
         self._energy = (self._size > 0).double().numpy()
         self._heaviest = self._weights.max()  # or more: rows kept since count until it matters
-        self._columns: dict[int, tuple[Array, int]] = {}  # and how many of the rows kept are out of it
-        self._gram: Array | None = None
+        self._columns: dict[int, tuple[Array, int]] = {}
+        self._gram: Tensor | None = None
+        self._done = 0  # how many of the rows kept are out of it
         self._kept: list[int] = []  # since the restart, without those that added nothing
 
     def winner(self) -> int | None:
@@ -81,24 +85,22 @@ class _Residuals:
 
     def keep(self, index: int) -> None:
         """Take the row, and its share from every energy."""
-        energy, count = self._energy[index], len(self._kept)
+        energy, count = float(self._energy[index]), len(self._kept)
         if energy > (RANK_TOLERANCE * self._eps) ** 2 and len(self._basis) + count < len(self._factor):
-            if index not in self._columns:
-                self._compute_columns(index)
-            column, done = self._columns[index]
+            column, done = self._column(index)
+            share = self._factor[count]
             if done < count:
                 since = self._factor[done:count]
-                column = column - np.dot(since[:, index], since)
-            share = np.multiply(column, energy**-0.5, out=self._factor[count], casting="same_kind")
+                column = np.subtract(column, np.dot(since[:, index], since), out=share)
+            np.multiply(column, energy**-0.5, out=share)
             self._energy -= share * share
             self._kept.append(index)
         self.order.append(index)
         self._weights[index] = 0
 
     def _best(self) -> tuple[int, float]:
-        scores = self._weights * self._energy
-        index = scores.argmax()
-        index = int((scores >= scores[index] * (1 - TIE_TOLERANCE * self._eps)).argmax())
+        scores = np.multiply(self._weights, self._energy, out=self._scores)
+        index = int((scores >= scores[scores.argmax()] * self._tie).argmax())
         return index, float(scores[index])
 
     def _is_certain(self, index: int, score: float) -> bool:
@@ -116,6 +118,21 @@ class _Residuals:
         rivals = self._weights * (self._energy + lost)
         return bool(np.max(rivals, where=self._energy <= doubt, initial=0) < score)
 
+    def _column(self, index: int) -> tuple[Array, int]:
+        """The row's column, and how many of the rows kept are out of it already."""
+        if self._whole:
+            if self._gram is None:
+                self._gram = _gram_by_halves(self._rows).mul_(self._inverse[:, None]).mul_(self._inverse)
+            if len(self._kept) - self._done >= GRAM_PANEL:
+                since = torch.from_numpy(self._factor[self._done : len(self._kept)])
+                self._gram.addmm_(since.T, since, alpha=-1)
+                self._done = len(self._kept)
+            column: Array = self._gram[index].numpy()
+            return column, self._done
+        if index not in self._columns:
+            self._compute_columns(index)
+        return self._columns[index]
+
     def _compute_columns(self, index: int) -> None:
         """The column of a row, and of those with the largest scores, without the part of the rows kept."""
         scores = self._weights * self._energy
@@ -124,23 +141,15 @@ class _Residuals:
         width = EARLY_PANEL if len(self._kept) < EARLY else PANEL
         panel = np.argpartition(-scores, min(width, len(scores)) - 1)[:width]
         panel = panel[scores[panel] > 0]
-        columns, count = self._gram_rows(panel), len(self._kept)
-        columns -= self._factor[:count, panel].T @ self._factor[:count]
-        self._columns.update((row, (column, count)) for row, column in zip(panel.tolist(), columns, strict=True))
-
-    def _gram_rows(self, panel: npt.NDArray[np.intp]) -> Array:
-        columns: Array
-        chosen = torch.from_numpy(panel)
-        lengths = self._inverse[chosen, None]
-        if not self._whole:
-            directions = self._directions[: len(panel)]
-            torch.index_select(self._rows, 0, chosen, out=directions).mul_(lengths)
-            columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous().numpy()
-            return columns
-        if self._gram is None:
-            self._gram = _gram_by_halves(self._rows)
-        columns = self._gram[panel] * self._inverse.numpy() * lengths.numpy()
-        return columns
+        directions, chosen = self._directions[: len(panel)], torch.from_numpy(panel)
+        torch.index_select(self._rows, 0, chosen, out=directions).mul_(self._inverse[chosen, None])
+        columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous()
+        count = len(self._kept)
+        factor = torch.from_numpy(self._factor[:count])
+        columns.addmm_(torch.from_numpy(self._factor[:count, panel]).T, factor, alpha=-1)
+        self._columns.update(
+            (row, (column, count)) for row, column in zip(panel.tolist(), columns.numpy(), strict=True)
+        )
 
     def _restart(self) -> None:
         """Take the part in the span of the rows kept out of all rows, "twice is enough"."""
@@ -161,14 +170,13 @@ class _Residuals:
         self._start()
 
 
-def _gram_by_halves(rows: Tensor) -> Array:
+def _gram_by_halves(rows: Tensor) -> Tensor:
     gram = rows.new_empty(len(rows), len(rows))
     for start in range(0, len(rows), GRAM_BLOCK):
         stop = start + GRAM_BLOCK
         torch.mm(rows[start:], rows[start:stop].T, out=gram[start:, start:stop])
         gram[start:stop, stop:] = gram[stop:, start:stop].T
-    halves: Array = gram.numpy()
-    return halves
+    return gram
 
 
 def _outside(rows: Tensor, basis: Tensor) -> Tensor:
