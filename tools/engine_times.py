@@ -1,6 +1,6 @@
 """Times `select_residual` on a CPU against what else gives the same rows: a Markdown table.
 
-    OMP_NUM_THREADS=2 PYTHONPATH=src python tools/engine_times.py --out engine_times.jsonl
+    python tools/engine_times.py --out build/engine.jsonl --page docs/engine.md
 
 Each cell of the grid runs all of them in turn, several times, and appends a line to ``--out``; a second run
 measures only the cells that are missing there. Ratios hold on a busy machine too, single times do not.
@@ -26,6 +26,7 @@ from foveate.select import select_residual
 SHAPES = ((576, 4096), (1296, 3584), (2880, 4096))
 COUNTS = (32, 64, 192, 320)
 KINDS = ("image", "noise")
+BEGIN, END = "<!-- tools/engine_times.py -->", "<!-- end -->"
 REST = 0.06  # seconds; threads of OpenBLAS (geqp3, pstrf) spin for 27 ms after their work, beside whoever is next
 
 
@@ -127,7 +128,15 @@ def measured(kind: str, n: int, d: int, k: int, repeats: int) -> dict:
         for name, taken in times.items():
             ratios[name].append(taken / times["ours"])
     return {
-        **{"kind": kind, "n": n, "d": d, "k": k, "ours_ms": statistics.median(ours), "fastest_ms": min(ours)},
+        **{
+            "kind": kind,
+            "n": n,
+            "d": d,
+            "k": k,
+            "repeats": repeats,
+            "ours_ms": statistics.median(ours),
+            "fastest_ms": min(ours),
+        },
         "ratios": {name: statistics.median(values) for name, values in ratios.items()},
         "agree": {name: _common(orders["ours"], order) for name, order in orders.items()},
         **_place(),
@@ -151,8 +160,10 @@ def _place() -> dict:
 def table(cells: list[dict]) -> str:
     """Milliseconds of ours, and how many times longer the others take."""
     names = [*(name for name in RIVALS if name != "ours"), "4 at once"]
-    lines = [f"{c['processor']}, {c['threads']} threads, {c['versions']}" for c in cells[-1:]]
-    lines += [
+    places = dict.fromkeys(f"{c['processor']}, {c['threads']} threads, {c['versions']}" for c in cells)
+    repeats = sorted({c["repeats"] for c in cells})
+    lines = [
+        f"{'; '.join(places)}. Medians of {', '.join(map(str, repeats))} rounds.",
         "",
         "| rows | N x D | k | ours, ms | " + " | ".join(names) + " (each) |",
         "|---" * (4 + len(names)) + "|",
@@ -169,6 +180,7 @@ def main() -> None:
     """Measure the cells that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("engine_times.jsonl"))
+    parser.add_argument("--page", type=Path, help="a Markdown page, whose table is replaced")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--rows", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--only", nargs="+", help="shapes such as 576x4096; all by default")
@@ -184,12 +196,17 @@ def main() -> None:
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     cells = {(c["kind"], c["n"], c["d"], c["k"]): c for c in map(json.loads, lines)}
     for position, cell in enumerate(wanted, start=1):
-        print(f"{position}/{len(wanted)} {cell}{' (known)' if cell in cells else ''}", file=sys.stderr, flush=True)
+        known = " (known)" if cell in cells else ""
+        print(f"{position}/{len(wanted)} {cell}{known}", file=sys.stderr, flush=True)
         if cell not in cells:
             cells[cell] = measured(*cell, arguments.repeats)
             with arguments.out.open("a") as out:
                 out.write(json.dumps(cells[cell]) + "\n")
-    print(table([cells[cell] for cell in wanted]))
+    text = table([cells[cell] for cell in wanted])
+    print(text)
+    if arguments.page:
+        before, rest = arguments.page.read_text(encoding="utf-8").split(BEGIN)
+        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
