@@ -54,7 +54,9 @@ class _Residuals:
         self._weights = weights * self._left.magnitude.numpy()  # of free rows; 0 of those kept
         self._spanned = 0  # dimensions taken out at restarts
         self._whole = len(rows) >= GRAM_LEAST and k >= GRAM_SHARE * len(rows)
-        self._whole &= float(self._left.inverse.amax()) ** 4 * torch.finfo(rows.dtype).tiny < 1  # no product vanishes
+        self._whole &= (
+            float(self._left.inverse.amax()) ** 4 * torch.finfo(rows.dtype).tiny < 1
+        )  # no product vanishes
         self._directions = rows.new_empty(PANEL, rows.shape[1])  # fresh memory is slower than the copy
         self._factor = np.empty((min(k, *rows.shape), len(rows)), self._left.inverse.numpy().dtype)
         self._start()

@@ -15,7 +15,7 @@ VANISHED = tl.constexpr(1e-30)  # of the best score there was: from here on floa
 LEAST, MOST = tl.constexpr(1e-28), tl.constexpr(1e30)  # squared lengths whose products are exact in float32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "stop"])  # no compilation per budget
 def select_kernel(
     features, weight, first, gram, factor, state, order, arrived, n, d, pitch, start, stop,
     stride_item, stride_row, stride_column,
@@ -42,7 +42,8 @@ def select_kernel(
         else:
             _trailing_tile(gram, factor, n, pitch, row, column, SUM, TILE, PANEL)
     tl.debug_barrier()  # all threads' stores, before one thread's release
-    place = tl.atomic_add(arrived + item, 1, sem="acq_rel", scope="gpu")
+    arrived += start // PANEL * tl.num_programs(1) + item
+    place = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
     tl.debug_barrier()
     if going & (place == tl.num_programs(0) - 1):
         if FRESH:

@@ -20,10 +20,15 @@ from foveate.select.residual_kernel import select_kernel
 from foveate.select.residual_remainder import Remainder
 from foveate.select.residual_rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE, filled, relative, scaled
 
-INTERPRETED = not isinstance(select_kernel, triton.JITFunction)  # TRITON_INTERPRET=1, before any import of triton
+INTERPRETED = not isinstance(select_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 before Triton's import
 MOST_ROWS = 16384  # one program holds them in registers
 WORKSPACE = 2**31  # bytes of Gram matrices at once
-TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
+TYPES = {
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
 
 
 class Plan(NamedTuple):
@@ -59,22 +64,21 @@ def select_by_triton(features: Tensor, k: int, weight: Tensor | None, first: Ten
         features = features.float()
     weights = None if weight is None else _relative(weight.detach().to(features.device, torch.float64))
     steps = min(k, features.shape[-1])  # more rows than columns explain all
-    orders = _orders(features, steps, weights, first, by_length=True)
-    counts = orders[:, -1].tolist()  # the one synchronisation
+    found = _orders(features, steps, weights, first, by_length=True)
+    counts = found[:, -1].tolist()  # the one synchronisation
     if all(count == k for count in counts):
-        return orders[:, :k].contiguous()
-    return torch.stack(
-        [
-            order[:k] if count == k else _finished(item, order[:count].tolist(), k, w)
-            for item, order, count, w in zip(
-                features, orders, counts, [None] * len(counts) if weight is None else weight, strict=True
-            )
-        ]
-    )
+        return found[:, :k].contiguous()
+
+    def finished(item: int) -> Tensor:
+        start = [] if first is None else [int(first[item])]
+        order = found[item, : counts[item]].tolist() or start
+        return _finished(features[item], order, k, None if weight is None else weight[item])
+
+    return torch.stack([found[b, :k] if count == k else finished(b) for b, count in enumerate(counts)])
 
 
 def _finished(features: Tensor, order: list[int], k: int, weight: Tensor | None) -> Tensor:
-    """An image the kernel stopped at: what it kept is taken out of all rows, which then are of length 1 or less."""
+    """An image the kernel stopped at: what it kept is taken out of all rows, which then start at length 1 again."""
     rows, norms = scaled(features)
     weights = relative(weight, rows)
     left = Remainder(rows, norms)
@@ -86,8 +90,9 @@ def _finished(features: Tensor, order: list[int], k: int, weight: Tensor | None)
         if not bool(free.amax() > 0):
             break
         free /= free.amax()
-        steps = min(k - taken, rows.shape[1])
-        *more, count = _orders(left.rows[None], steps, free.double()[None], None, by_length=False)[0].tolist()
+        unit = left.rows * left.inverse[:, None]
+        found = _orders(unit[None], min(k - taken, rows.shape[1]), free.double()[None], None, by_length=False)
+        *more, count = found[0].tolist()
         order = order + more[:count]
     return filled(order, weights, k)
 
@@ -130,18 +135,24 @@ def _launch(features: Tensor, k: int, weights: Tensor | None, first: Tensor | No
         **{"OPERAND": tl.float32 if INTERPRETED and dtype == torch.float32 else TYPES[features.dtype]},
         **{"SUM": TYPES[dtype], "TIE": TIE_TOLERANCE * eps, "DOUBT": eps**DOUBT, "LOST": RANK_TOLERANCE * eps},
         **{"TILE": plan.tile, "CHUNK": plan.chunk, "PANEL": plan.panel, "ROWS": plan.lines},
-        **{"BLOCK": max(128, triton.next_power_of_2(n)), "num_warps": plan.warps},
+        **{"BLOCK": max(128, triton.next_power_of_2(n)), "num_warps": plan.warps, "enable_fp_fusion": True},
     }
     weights = orders if weights is None else weights.contiguous()  # any address where there is none
     first = orders if first is None else first.contiguous()
-    with torch.cuda.device_of(features):
-        for panel, start in enumerate(starts):
-            select_kernel[(tiles * (tiles + 1) // 2, batch)](
-                *(features, weights, first, gram, factor, state, orders, arrived[panel]),
-                *(n, d, pitch, start, k, *features.stride()),
-                FRESH=start == 0,
-                **constants,
-            )
+    tensors = (features, weights, first, gram, factor, state, orders, arrived)
+    try:
+        with torch.cuda.device(features.get_device()):
+            for start in starts:
+                select_kernel[(tiles * (tiles + 1) // 2, batch)](
+                    *tensors,
+                    *(n, d, pitch, start, k, *features.stride()),
+                    FRESH=start == 0,
+                    **constants,
+                )
+    except triton.TritonError as error:
+        raise InvalidOption(
+            f"impl='triton' cannot run: {_line(error)}; allowed here are auto, reference"
+        ) from error
     return orders
 
 
@@ -157,6 +168,10 @@ def _fault_of_device(device: torch.device) -> str | None:
     """Try one row: the compiler's own needs (a C compiler, a driver, a known GPU) fail in their own ways."""
     try:
         _launch(torch.ones(1, 1, 1, device=device), 1, None, None, True)
-    except (triton.TritonError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        return f"Triton failed on {device} ({str(error).strip().splitlines()[0] if str(error) else error!r})"
+    except (InvalidOption, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return f"Triton failed on {device} ({_line(error)})"
     return None
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
