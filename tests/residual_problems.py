@@ -1,4 +1,4 @@
-"""Features of all kinds, and least squares at every step: what each implementation of select_residual must stand."""
+"""Features of all kinds, and least squares at every step: what each select_residual must stand."""
 
 import numpy as np
 import torch

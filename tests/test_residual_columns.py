@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual_problems import KINDS, certify, features_of, problems
 
 from foveate.errors import InvalidOption
 from foveate.select import residual_energy, select_residual
+from residual_problems import KINDS, certify, features_of, problems
 
 
 @given(problems(st.integers(1, 40), st.integers(1, 24)))

@@ -20,7 +20,7 @@ from foveate.select.residual_kernel import select_kernel
 from foveate.select.residual_remainder import Remainder
 from foveate.select.residual_rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE, filled, relative, scaled
 
-INTERPRETED = not isinstance(select_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 before Triton's import
+INTERPRETED = not isinstance(select_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 set early
 MOST_ROWS = 16384  # one program holds them in registers
 WORKSPACE = 2**31  # bytes of Gram matrices at once
 TYPES = {
@@ -32,7 +32,7 @@ TYPES = {
 
 
 class Plan(NamedTuple):
-    """How the work on ``N`` rows is cut: of ``N`` and the dtype alone, so that no budget or batch changes a sum."""
+    """How the work on ``N`` rows is cut: by ``N`` and dtype alone, so that no budget or batch changes a sum."""
 
     tile: int  # rows and columns of the matrix per program
     chunk: int  # columns of the features at once
@@ -78,7 +78,7 @@ def select_by_triton(features: Tensor, k: int, weight: Tensor | None, first: Ten
 
 
 def _finished(features: Tensor, order: list[int], k: int, weight: Tensor | None) -> Tensor:
-    """An image the kernel stopped at: what it kept is taken out of all rows, which then start at length 1 again."""
+    """An image the kernel stopped at: what it kept is taken out of all rows, which start at length 1 again."""
     rows, norms = scaled(features)
     weights = relative(weight, rows)
     left = Remainder(rows, norms)
