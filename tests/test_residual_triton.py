@@ -45,16 +45,16 @@ def test_large_shapes_and_several_panels(n, d, k):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_weights_and_firsts(kind):
-    features = features_of(kind, 90, 100, 1)
-    weight = torch.rand(90, generator=torch.Generator().manual_seed(0)) * (torch.arange(90) % 4 > 0)
-    for dtype, options in ((torch.float32, {}), (torch.float64, {"first": 8, "weight": weight})):
-        options = {key: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for key, v in options.items()}
-        found, expected = both(features.to(dtype), 80, **options)
-        assert found == expected
+    features = features_of(kind, 70, 80, 1)
+    weight = torch.rand(70, generator=torch.Generator().manual_seed(0)) * (torch.arange(70) % 4 > 0)
+    found, expected = both(features.float(), 67)
+    assert found == expected
+    found, expected = both(features, 36, first=8, weight=weight.to(DEVICE))
+    assert found == expected
 
 
 @given(problems(st.integers(1, 30), st.integers(1, 20)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_step_takes_a_best_row(problem):
     features, weight, k, first = problem
     order = select_residual(features.to(DEVICE), k, weight=weight.to(DEVICE), first=first, impl="triton").tolist()
@@ -77,9 +77,9 @@ def test_a_batch_equals_its_items_and_inputs_stay():
 
 
 def test_a_shorter_run_is_a_prefix():
-    features = features_of("alike", 100, 90, 7).float().to(DEVICE)
-    longest = select_residual(features, 100, impl="triton").tolist()
-    assert sorted(longest) == list(range(100))
+    features = features_of("alike", 72, 70, 7).float().to(DEVICE)
+    longest = select_residual(features, 72, impl="triton").tolist()
+    assert sorted(longest) == list(range(72))
     for k in (1, 64, 65):
         assert select_residual(features, k, impl="triton").tolist() == longest[:k]
 
@@ -118,9 +118,9 @@ def test_without_the_trailing_update_other_rows_come(monkeypatch):
     """A control: with it the second panel is the reference's, see test_large_shapes_and_several_panels."""
     if not residual_triton.INTERPRETED:
         pytest.skip("a compiled kernel's parts cannot be replaced")
-    features = features_of("plain", 100, 90, 3).float()
+    features = features_of("plain", 90, 90, 3).float()
     monkeypatch.setattr(residual_kernel, "_trailing_tile", lambda *_: None)
-    found, expected = both(features, 80)
+    found, expected = both(features, 76)
     assert found[:64] == expected[:64]
     assert found != expected
 
