@@ -37,7 +37,7 @@ def test_awkward_shapes_and_dtypes(n, dtype):
     assert found == expected
 
 
-@pytest.mark.parametrize(("n", "d", "k"), [(576, 80, 70), (1023, 20, 5), (2880, 37, 34)])
+@pytest.mark.parametrize(("n", "d", "k"), [(576, 80, 66), (1023, 20, 5), (1100, 37, 34), (2880, 20, 4)])
 def test_large_shapes_and_several_panels(n, d, k):
     found, expected = both(features_of("plain", n, d, n).float(), k)
     assert found == expected

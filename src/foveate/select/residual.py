@@ -152,7 +152,8 @@ def _implementation(impl: Implementation, features: Tensor) -> Implementation:
     if impl == "triton" or (impl == "auto" and device.type == "cuda"):
         fault = _triton_fault(features)
         if fault is not None and impl == "triton":
-            raise InvalidOption(f"impl={impl!r} cannot run: {fault}; allowed here are auto, reference")
+            others = "auto, reference, columns" if device.type == "cpu" else "auto, reference"
+            raise InvalidOption(f"impl={impl!r} cannot run: {fault}; allowed here are {others}")
         return "triton" if fault is None else "reference"
     return impl if impl != "auto" else "columns" if device.type == "cpu" else "reference"
 
