@@ -9,6 +9,7 @@ from foveate.errors import InvalidFeatures
 # rounding; scores within TIE_TOLERANCE * eps of the best are ties and go to the lowest index.
 RANK_TOLERANCE = 64.0
 TIE_TOLERANCE = 32.0
+DOUBT = 1 / 3  # eps to this power is where energies of a Cholesky factorisation become uncertain
 
 
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
