@@ -50,6 +50,35 @@ def test_a_shorter_run_is_a_prefix_though_it_computes_less(kind):
         assert select_residual(features, k).tolist() == longest[:k]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_shorter_run_is_a_prefix_where_all_steps_are_ties(seed):
+    """A simplex far from the origin, rotated: every choice is rounding, and the same for all k."""
+    generator = torch.Generator().manual_seed(seed)
+    turned = torch.linalg.qr(torch.randn(300, 300, generator=generator)).Q
+    features = (torch.eye(300) + 0.2)[:200] @ turned
+    longest = select_residual(features, 200).tolist()
+    for k in (5, 40, 66, 67, 120):
+        assert select_residual(features, k).tolist() == longest[:k]
+
+
+@pytest.mark.parametrize("tiny", [1e-78, 1e-160, 1e-300])
+@pytest.mark.parametrize("impl", ["reference", "columns"])
+def test_rows_of_hardly_any_length_beside_ordinary_ones(tiny, impl):
+    rows = torch.eye(140, dtype=torch.float64)
+    rows[2] *= tiny
+    assert select_residual(rows, 139, impl=impl).tolist() == [0, 1, *range(3, 140)]
+
+
+@pytest.mark.parametrize("impl", ["reference", "columns"])
+def test_equal_lengths_are_equal_in_every_layout(impl):
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(8192, generator=generator)
+    rows = torch.stack([row[torch.randperm(8192, generator=generator)] for _ in range(64)])
+    expected = select_residual(rows, 20, impl=impl).tolist()
+    assert expected[0] == 0
+    assert select_residual(rows.T.contiguous().T, 20, impl=impl).tolist() == expected
+
+
 @pytest.mark.parametrize("impl", ["reference", "columns"])
 def test_a_batch_equals_its_items_and_inputs_stay(impl):
     features = torch.stack([features_of(kind, 150, 64, 1) for kind in KINDS]).float().requires_grad_()

@@ -152,10 +152,13 @@ def test_it_raises_where_it_cannot_run_and_auto_falls_back(monkeypatch):
         assert select_residual(rows, 4).tolist() == select_residual(rows, 4, impl="reference").tolist()
 
 
-def test_a_kernel_that_does_not_compile_raises_one_line_and_auto_takes_the_reference(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [residual_triton.triton.TritonError, RuntimeError, torch.OutOfMemoryError], ids=lambda e: e.__name__
+)
+def test_a_kernel_that_does_not_run_raises_one_line_and_auto_takes_the_reference(monkeypatch, error):
     class Broken:
         def __getitem__(self, grid):
-            raise residual_triton.triton.TritonError("too much\nof it")
+            raise error("too much\nof it")
 
     rows = features_of("plain", 12, 8, 0).float().to(DEVICE)
     monkeypatch.setattr(residual_triton, "select_kernel", Broken())
@@ -163,6 +166,16 @@ def test_a_kernel_that_does_not_compile_raises_one_line_and_auto_takes_the_refer
         select_residual(rows, 4, impl="triton")
     monkeypatch.setattr("foveate.select.residual._implementation", lambda *_: "triton")  # as auto on a GPU
     assert select_residual(rows, 4).tolist() == select_residual(rows, 4, impl="reference").tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_all_dtypes_are_taken_as_they_are(dtype):
+    weight = torch.tensor([*(0.75 + i / 256 for i in range(64)), 1.5]).to(dtype)
+    exact = weight.double().sort(descending=True, stable=True).indices.tolist()
+    for impl in ("reference", "columns", "triton"):
+        device = DEVICE if impl != "columns" else "cpu"
+        rows = torch.eye(65, device=device)
+        assert select_residual(rows, 65, weight=weight.to(device), impl=impl).tolist() == exact
 
 
 @pytest.mark.parametrize(("n", "k"), [(576, 64), (1023, 192), (2880, 320)])
@@ -180,8 +193,15 @@ class TestOnAGpu:
             torch.ones(n),
             found,
             None,
-            [0, 5, k - 1],
+            range(0, k, k // 12),
         )
+
+    @pytest.mark.parametrize("kind", ["alike", "low rank", "duplicates"])
+    def test_what_the_host_has_to_finish(self, n, k, dtype, kind):
+        features = features_of(kind, n, 4096, 0).to(dtype)
+        found, _ = both(features, k)
+        wide = features.double() if dtype == torch.float64 else features.float()
+        certify(wide, torch.ones(n), found, None, range(0, k, k // 12))
 
     def test_a_batch_of_many_runs_at_once(self, n, k, dtype):
         features = torch.stack([features_of("plain", n, 512, seed) for seed in range(12)]).to(DEVICE, dtype)

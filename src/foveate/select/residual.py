@@ -65,12 +65,7 @@ def select_residual(
     chosen = _implementation(impl, features)
     items = features if features.dim() == 3 else features[None]
     weights = weight if weight is None or features.dim() == 3 else weight[None]
-    starts = (
-        first if isinstance(first, Tensor) and first.dim() == 1 and features.dim() == 3 else [first] * len(items)
-    )
-    if len(starts) != len(items):
-        raise InvalidFeatures(f"first has {len(starts)} entries: allowed is one per batch item, {len(items)}")
-    indices = [_row_index(start, n) for start in starts]
+    indices = _row_indices(first, len(items), features.dim() == 3, n)
     orders = _together(items, k, weights, indices, impl) if chosen == "triton" and len(items) else None
     if orders is None:
         each = [None] * len(items) if weights is None else weights
@@ -134,6 +129,14 @@ def optimal_energy(features: Tensor, k: int) -> Tensor:
     return tails / tails[0] if tails[0] > 0 else tails
 
 
+def _row_indices(first: int | Tensor | None, batch: int, several: bool, n: int) -> list[int | None]:
+    if not (several and isinstance(first, Tensor) and first.dim() == 1):
+        return [_row_index(first, n)] * batch
+    if len(first) != batch:
+        raise InvalidFeatures(f"first has {len(first)} entries: allowed is one per batch item, {batch}")
+    return [_row_index(index, n) for index in first.tolist()]  # one copy from a GPU, not one per item
+
+
 def _row_index(index: int | Tensor | None, n: int) -> int | None:
     if index is None:
         return None
@@ -148,7 +151,9 @@ def _implementation(impl: Implementation, features: Tensor) -> Implementation:
     if impl not in get_args(Implementation):
         raise InvalidOption(f"impl={impl!r}: allowed are {', '.join(get_args(Implementation))}")
     if impl == "columns" and device.type != "cpu":
-        raise InvalidOption(f"impl={impl!r} on {device}: it runs on a CPU alone; allowed here are auto, reference")
+        raise InvalidOption(
+            f"impl={impl!r} on {device}: it runs on a CPU alone; allowed here are auto, reference, triton"
+        )
     if impl == "triton" or (impl == "auto" and device.type == "cuda"):
         fault = _triton_fault(features)
         if fault is not None and impl == "triton":
@@ -161,7 +166,7 @@ def _implementation(impl: Implementation, features: Tensor) -> Implementation:
 def _triton_fault(features: Tensor) -> str | None:
     try:
         from foveate.select import residual_triton  # here, so that nobody else needs Triton
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # none, or one too old to have what is imported of it
         return f"Triton cannot be imported ({error})"
     return residual_triton.fault(features)
 

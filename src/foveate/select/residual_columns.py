@@ -28,10 +28,6 @@ Array = npt.NDArray[Any]
 
 EARLY = 64  # rows kept, until which more columns are wasted
 EARLY_PANEL, PANEL = 32, 48  # columns computed together; matrix products like these widths
-GRAM_SHARE = 1 / 3  # of the rows to keep, from where half of the whole matrix, by symmetry, costs less
-GRAM_BLOCK = 192  # rows of it at once
-GRAM_PANEL = 64  # rows kept, after which they are taken out of all of it at once
-GRAM_LEAST = 128  # rows, under which it makes no difference
 
 
 def order_by_columns(rows: Tensor, norms: Tensor, k: int, weights: Tensor, first: int | None) -> list[int]:
@@ -56,8 +52,6 @@ class _Residuals:
         self.order: list[int] = []
         self._weights = weights * self._left.magnitude.numpy()  # of free rows; 0 of those kept
         self._spanned = 0  # dimensions taken out at restarts
-        vanish = float(self._left.inverse.amax()) ** 4 * torch.finfo(rows.dtype).tiny >= 1  # products of rows
-        self._whole = not vanish and len(rows) >= GRAM_LEAST and k >= GRAM_SHARE * len(rows)
         self._directions = rows.new_empty(PANEL, rows.shape[1])  # fresh memory is slower than the copy
         self._factor = np.empty((min(k, *rows.shape), len(rows)), self._left.inverse.numpy().dtype)
         self._start()
@@ -65,9 +59,7 @@ class _Residuals:
     def _start(self) -> None:
         self._energy = (self._left.size > 0).double().numpy()
         self._heaviest = self._weights.max()  # or more: rows kept since count until it matters
-        self._columns: dict[int, tuple[Array, int]] = {}
-        self._gram: Tensor | None = None
-        self._done = 0  # how many of the rows kept are out of it
+        self._columns: dict[int, tuple[Array, int]] = {}  # and how many of the rows kept are out of it
         self._kept: list[int] = []  # since the restart, without those that added nothing
 
     def winner(self) -> int | None:
@@ -83,7 +75,9 @@ class _Residuals:
         """Take the row, and its share from every energy."""
         energy, count = float(self._energy[index]), len(self._kept)
         if energy > (RANK_TOLERANCE * self._eps) ** 2 and self._spanned + count < len(self._factor):
-            column, done = self._column(index)
+            if index not in self._columns:
+                self._compute_columns(index)
+            column, done = self._columns[index]
             share = self._factor[count]
             if done < count:
                 since = self._factor[done:count]
@@ -114,22 +108,6 @@ class _Residuals:
         rivals = self._weights * (self._energy + lost)
         return bool(np.max(rivals, where=self._energy <= doubt, initial=0) < score)
 
-    def _column(self, index: int) -> tuple[Array, int]:
-        """The row's column, and how many of the rows kept are out of it already."""
-        if self._whole:
-            if self._gram is None:
-                inverse = self._left.inverse
-                self._gram = _gram_by_halves(self._left.rows).mul_(inverse[:, None]).mul_(inverse)
-            if len(self._kept) - self._done >= GRAM_PANEL:
-                since = torch.from_numpy(self._factor[self._done : len(self._kept)])
-                self._gram.addmm_(since.T, since, alpha=-1)
-                self._done = len(self._kept)
-            column: Array = self._gram[index].numpy()
-            return column, self._done
-        if index not in self._columns:
-            self._compute_columns(index)
-        return self._columns[index]
-
     def _compute_columns(self, index: int) -> None:
         """The column of a row, and of those with the largest scores, without the part of the rows kept."""
         scores = self._weights * self._energy
@@ -152,12 +130,3 @@ class _Residuals:
         self._weights *= self._left.take_out(torch.tensor(self._kept)).numpy()
         self._spanned += len(self._kept)
         self._start()
-
-
-def _gram_by_halves(rows: Tensor) -> Tensor:
-    gram = rows.new_empty(len(rows), len(rows))
-    for start in range(0, len(rows), GRAM_BLOCK):
-        stop = start + GRAM_BLOCK
-        torch.mm(rows[start:], rows[start:stop].T, out=gram[start:, start:stop])
-        gram[start:stop, stop:] = gram[stop:, start:stop].T
-    return gram

@@ -1,9 +1,9 @@
 """`select_residual` on a GPU: the Gram matrix and the dependent steps in one launch for all images of a batch.
 
 A panel of steps needs no word from the host (`residual_kernel`): a budget of up to ``PANEL`` rows is one launch,
-a larger one a launch per panel, and there is one synchronisation, at the end. The kernel stops an image where
-rounding could change a choice, where squares over- or underflow, and at NaN. Only then does the host look at
-it: it raises, or takes what was kept out of the rows and runs the kernel on what is left.
+a larger one a launch per panel. Beside the checks of weights there is one synchronisation, at the end. The kernel
+stops an image where rounding could change a choice, where squares over- or underflow, and at NaN. Only then does
+the host look at it: it raises, or takes what was kept out of the rows and runs the kernel on what is left.
 """
 
 import functools
@@ -23,6 +23,8 @@ from foveate.select.residual_rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE, f
 INTERPRETED = not isinstance(select_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 set early
 MOST_ROWS = 16384  # one program holds them in registers
 WORKSPACE = 2**31  # bytes of Gram matrices at once
+LOWEST = (3, 4)  # of Triton
+FAILURES = (triton.TritonError, RuntimeError)  # of its compiler, the driver, the GPU's memory
 TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -43,6 +45,8 @@ class Plan(NamedTuple):
 
 def fault(features: Tensor) -> str | None:
     """Why this implementation cannot run on these features; None where it can."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < LOWEST:
+        return f"Triton {triton.__version__}: allowed is {'.'.join(map(str, LOWEST))} or newer"
     if features.shape[-2] > MOST_ROWS:
         return f"{features.shape[-2]} rows: allowed are up to {MOST_ROWS}"
     if features.device.type == "cuda":
@@ -62,7 +66,7 @@ def select_by_triton(features: Tensor, k: int, weight: Tensor | None, first: Ten
     features = features.detach()
     if features.dtype not in TYPES:
         features = features.float()
-    weights = None if weight is None else _relative(weight.detach().to(features.device, torch.float64))
+    weights = None if weight is None else relative(weight, features)
     steps = min(k, features.shape[-1])  # more rows than columns explain all
     found = _orders(features, steps, weights, first, by_length=True)
     counts = found[:, -1].tolist()  # the one synchronisation
@@ -97,32 +101,32 @@ def _finished(features: Tensor, order: list[int], k: int, weight: Tensor | None)
     return filled(order, weights, k)
 
 
-def _relative(weight: Tensor) -> Tensor:
-    peak = weight.amax(dim=-1, keepdim=True)
-    return torch.where(peak > 0, weight / peak, weight)
-
-
 def _orders(features: Tensor, k: int, weights: Tensor | None, first: Tensor | None, by_length: bool) -> Tensor:
     """``[B, k + 1]``: rows in order of selection, and how many of them are certain."""
     n = features.shape[1]
-    at_once = max(1, min(WORKSPACE // (4 * n * n), 65535))
-    parts = [
-        _launch(
-            features[at : at + at_once],
-            k,
-            None if weights is None else weights[at : at + at_once],
-            None if first is None else first[at : at + at_once],
-            by_length,
-        )
-        for at in range(0, len(features), at_once)
-    ]
+    bytes_each = (torch.float64 if features.dtype == torch.float64 else torch.float32).itemsize * n * _pitch(n)
+    at_once = max(1, min(WORKSPACE // bytes_each, 65535))
+    try:
+        parts = [
+            _launch(
+                features[at : at + at_once],
+                k,
+                None if weights is None else weights[at : at + at_once],
+                None if first is None else first[at : at + at_once],
+                by_length,
+            )
+            for at in range(0, len(features), at_once)
+        ]
+    except FAILURES as error:
+        allowed = "allowed here are auto, reference"
+        raise InvalidOption(f"impl='triton' cannot run: {_line(error)}; {allowed}") from error
     return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
 def _launch(features: Tensor, k: int, weights: Tensor | None, first: Tensor | None, by_length: bool) -> Tensor:
     batch, n, d = features.shape
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    plan, eps, pitch = _plan(n, features.dtype), torch.finfo(dtype).eps, -(-n // 16) * 16
+    plan, eps, pitch = _plan(n, features.dtype), torch.finfo(dtype).eps, _pitch(n)
     starts = range(0, k, plan.panel)
     orders = torch.empty(batch, k + 1, dtype=torch.long, device=features.device)
     arrived = torch.zeros(len(starts), batch, dtype=torch.int32, device=features.device)
@@ -140,20 +144,19 @@ def _launch(features: Tensor, k: int, weights: Tensor | None, first: Tensor | No
     weights = orders if weights is None else weights.contiguous()  # any address where there is none
     first = orders if first is None else first.contiguous()
     tensors = (features, weights, first, gram, factor, state, orders, arrived)
-    try:
-        with torch.cuda.device(features.get_device()):
-            for start in starts:
-                select_kernel[(tiles * (tiles + 1) // 2, batch)](
-                    *tensors,
-                    *(n, d, pitch, start, k, *features.stride()),
-                    FRESH=start == 0,
-                    **constants,
-                )
-    except triton.TritonError as error:
-        raise InvalidOption(
-            f"impl='triton' cannot run: {_line(error)}; allowed here are auto, reference"
-        ) from error
+    with torch.cuda.device(features.get_device()):
+        for start in starts:
+            select_kernel[(tiles * (tiles + 1) // 2, batch)](
+                *tensors,
+                *(n, d, pitch, start, k, *features.stride()),
+                FRESH=start == 0,
+                **constants,
+            )
     return orders
+
+
+def _pitch(n: int) -> int:
+    return -(-n // 16) * 16
 
 
 def _plan(n: int, dtype: torch.dtype) -> Plan:
@@ -163,12 +166,21 @@ def _plan(n: int, dtype: torch.dtype) -> Plan:
     return Plan(64, chunk, 64, 16, 8) if n <= 1024 else Plan(128, chunk, 32, 8, 16)
 
 
-@functools.cache
 def _fault_of_device(device: torch.device) -> str | None:
     """Try one row: the compiler's own needs (a C compiler, a driver, a known GPU) fail in their own ways."""
     try:
+        return _fault_of_compiler(device)
+    except torch.OutOfMemoryError as error:  # passes, so it is not remembered
+        return f"no memory on {device} ({_line(error)})"
+
+
+@functools.cache
+def _fault_of_compiler(device: torch.device) -> str | None:
+    try:
         _launch(torch.ones(1, 1, 1, device=device), 1, None, None, True)
-    except (InvalidOption, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (*FAILURES, OSError, subprocess.CalledProcessError) as error:
         return f"Triton failed on {device} ({_line(error)})"
     return None
 
