@@ -150,8 +150,8 @@ def table(settings: dict, cells: list[dict]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     commits = ", ".join(sorted({str(cell["commit"]) for cell in cells}))
     lines = [
-        f"{settings['machine']}; {versions}; commit {commits}. Medians of {settings['repeats']} rounds, of (a) and "
-        "(b) of 3 at 576 rows and k up to 64, else of 1; *same* is how many first rows all agree on.",
+        f"{settings['machine']}; {versions}; commit {commits}. Medians of {settings['repeats']} rounds, of (a) "
+        "and (b) of 3 at 576 rows and k up to 64, else of 1; *same* is how many first rows all agree on.",
         "",
         "| rows | N x D | k | ours, ms | " + " | ".join(names) + " (each) | same |",
         "|---" * (5 + len(names)) + "|",
