@@ -17,6 +17,7 @@ from foveate.bench.speed.presets import PRESETS, build
 from foveate.bench.speed.running import Effort, order, run
 from foveate.bench.speed.spread import spread
 from foveate.bench.speed.store import FILE, Store
+from foveate.bench.speed.subject import Subject
 from foveate.errors import InvalidInputs, InvalidOption
 from speedy import Still, shrink_presets, tiny_subject
 
@@ -121,6 +122,20 @@ def test_all_arms_are_cut_at_the_same_points(subject):
         assert sum(done.seconds.values()) == pytest.approx(3)
         assert (done.seconds["prefill"], done.seconds["decode"]) == (1, 1)
         assert (done.seconds["select"] == 0) == (one.key == STOCK)
+
+
+def test_counting_tokens_is_no_part_of_stocks_time(subject, monkeypatch):
+    clock, count, calls = Still(), Subject.visual_tokens, []
+
+    def slow(self, inputs):
+        calls.append(clock.now)
+        clock.now += 1000
+        return count(self, inputs)
+
+    monkeypatch.setattr(Subject, "visual_tokens", slow)
+    done = passed(subject, contestants("uniform", "8")[0], subject.inputs(None, 1), 3, clock)
+    assert calls
+    assert done.seconds == {"encode": 1, "select": 0, "prefill": 1, "decode": 1}
 
 
 def test_stock_is_generate_and_nothing_else(subject, monkeypatch):

@@ -72,6 +72,7 @@ def passed(
         start = clock.mark()
         if contestant.arm is None:
             output = model.generate(**inputs, **options, streamer=watch)
+            end = clock.mark()  # at once: what is counted below would be taken for decoding
             prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
         else:
             parts = Parts.of(contestant.arm.method, contestant.arm.budget, None)
@@ -88,10 +89,10 @@ def passed(
             select = taken["relevance"] + taken["select"] + taken["shrink"]
             with dropping(model, family_of(model), pruned, parts.inside) as drops:
                 output = model.generate(**pruned, **options, streamer=watch)
+            end = clock.mark()
             decided = repr(pruned.report.method if drops is None else contestant.arm.method)
             prompt = pruned["input_ids"].shape[1]
             layers = pruned.report.tokens_per_layer[0] if drops is None else drops.tokens_per_layer[0]
-        end = clock.mark()
     entered, first = watch.points
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))
