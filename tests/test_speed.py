@@ -304,6 +304,8 @@ def test_where_memory_is_not_told_it_is_not_measured(monkeypatch, tmp_path):
 
 def test_intervals_of_medians_are_between_order_statistics():
     assert spread([3.0]).confidence == 0
+    assert [spread([2] * repeats).sign for repeats in (1, 5, 6)] == [0, 0, 1]
+    assert [spread([0.5] * repeats).sign for repeats in (1, 5, 6)] == [0, 0, -1]
     six = spread([6, 1, 5, 2, 4, 3])
     assert (six.median, six.interval, six.confidence) == (3.5, (1, 6), 1 - 2 / 64)
     nine = spread(range(9))

@@ -104,6 +104,15 @@ def test_ratios_are_taken_within_a_round_and_break_even_from_the_intervals():
     assert row["decode_per_token"]["median"] == pytest.approx(0.064 * 1.025 / 3)
 
 
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_few_repeats_leave_all_unclear(repeats):
+    summary = made_up(seconds=crossing, repeats=repeats)
+    assert {entry[name] for entry in summary["break_even"] for name in ("first_token", "end_to_end")} == {None}
+    text = printed(summary)
+    assert "2.00x unclear (2.00–2.00)" in text
+    assert not any(word in text for word in ("faster", "slower"))
+
+
 def test_rounds_that_were_cut_do_not_count():
     found, store = contestants("spare", "8"), Store()
     for number, present in ((0, 3), (1, 2)):
