@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.bench.speed import memory, passing
+from foveate.bench.speed import memory, passing, running
 from foveate.bench.speed.benchmark import Benchmark
 from foveate.bench.speed.clock import clock_of
 from foveate.bench.speed.contestants import STOCK, WHOLE, contestants
@@ -199,6 +199,18 @@ def test_each_round_has_every_arm_once_in_an_order_of_its_own(subject):
     rounds = [t.round for t in store.timed.values()]
     assert rounds == sorted(rounds)  # no arm runs its repeats in one go
     assert store.rounds(case, [one.key for one in found]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_every_arm_has_passed_before_any_is_weighed(subject, warmup, monkeypatch):
+    events, weigh, run_once = [], running._weighed, running.passed
+    monkeypatch.setattr(running, "_weighed", lambda *a: events.append("weighed") or weigh(*a))
+    monkeypatch.setattr(running, "passed", lambda *a: events.append(a[1].key) or run_once(*a))
+    effort, told = Effort(repeats=1, warmup=warmup, new_tokens=2), []
+    found, _, _ = all_run(subject, effort=effort, progress=lambda label, passes: told.append(passes))
+    before = events[: events.index("weighed")]
+    assert sorted(before) == sorted([one.key for one in found] * max(1, warmup))
+    assert sum(told) == effort.passes(len(found))
 
 
 def test_results_are_complete(subject):

@@ -31,7 +31,7 @@ class Effort:
 
     Attributes:
         repeats: rounds, in each of which every contestant passes once.
-        warmup: passes of each contestant before any counts.
+        warmup: passes of each contestant before any counts; without any, what is weighed passes once before.
         new_tokens: of each answer.
     """
 
@@ -112,6 +112,9 @@ def _run_case(
         for _ in range(effort.warmup):
             passed(subject, one, inputs, effort.new_tokens, clock)
             progress(f"{one.label}, warming up", 1)
+    for one in unknown if not effort.warmup else ():
+        # The first pass of all also pays for what is made once, such as arenas: no arm needs that by itself.
+        passed(subject, one, inputs, effort.new_tokens, clock)
     for one in unknown:
         store.add(_weighed(subject, one, case, inputs, effort.new_tokens, clock))
         progress(f"{one.label}, weighed", 1)
