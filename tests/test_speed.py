@@ -183,6 +183,12 @@ def test_both_arms_use_the_backend_that_was_asked_for(attention, monkeypatch):
     assert own.attention == attention
 
 
+def test_the_vision_towers_backend_is_told_where_it_differs():
+    own = tiny_subject()
+    own.model.set_attn_implementation({"vision_config": "eager"})
+    assert own.attention == "sdpa, eager"
+
+
 # --- rounds ---
 
 
