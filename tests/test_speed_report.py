@@ -126,6 +126,21 @@ def test_rounds_that_were_cut_do_not_count():
     assert summary["context"]["load"] is None
 
 
+def test_commits_and_load_are_of_what_is_shown():
+    found, store = contestants("spare,uniform", "8"), Store()
+    stages = dict.fromkeys(("encode", "select", "prefill", "decode"), 1.0)
+    passes = [(64, one, 0, 1.5, "shown") for one in found]
+    passes += [(64, found[0], 1, 7.0, "cut"), (576, found[0], 0, 8.0, "other case")]
+    for tokens, one, number, load, commit in passes:
+        load, commit = (9.0, "other arm") if one.method == "uniform" else (load, commit)
+        store.add(Timed(tokens, 1, one.key, number, 0, stages, 4, load, commit))
+    for one in found:
+        store.add(Weighed(64, 1, one.key, None, 1, 70, [64], "sdpa", "float32", None))
+    context = summarise(found[:3], [(64, 1)], store, CONTEXT)["context"]
+    assert context["commits"] == ["shown"]
+    assert context["load"] == [1.5, 1.5]
+
+
 def test_one_new_token_has_no_decoding_to_compare():
     found, store = contestants("spare", "8"), Store()
     for one in found:
