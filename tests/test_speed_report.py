@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from foveate.bench.speed import passing, speed_tables, write_documents
+from foveate.bench.speed import passing, plots, speed_tables, write_documents
 from foveate.bench.speed.cells import layers, milliseconds, size, speedup
 from foveate.bench.speed.contestants import contestants
 from foveate.bench.speed.running import Effort, run
@@ -39,9 +39,9 @@ def printed(summary):
     return console.export_text()
 
 
-def made_up(sizes=SIZES, seconds=lambda one, tokens: 1.0, repeats=6):
+def made_up(sizes=SIZES, seconds=lambda one, tokens: 1.0, repeats=6, keep="8,16"):
     """Every stage takes what ``seconds`` says, a per cent more in each round."""
-    found, store = contestants("spare,fastv", "8,16"), Store()
+    found, store = contestants("spare,fastv", keep), Store()
     for tokens in sizes:
         for one in found:
             for number in range(repeats):
@@ -175,6 +175,13 @@ def test_the_page_and_its_plots(sizes, tmp_path):
         assert picture.width > 600
         assert len(set(picture.resize((200, 100)).get_flattened_data() if hasattr(picture, "get_flattened_data")
                        else picture.resize((200, 100)).getdata())) > 20  # fmt: skip
+
+
+def test_counts_and_fractions_share_an_axis_of_tokens_kept():
+    pytest.importorskip("matplotlib")
+    figure = plots._break_even(made_up((576,), crossing, keep="64,0.5,0.11"))
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["63", "64", "288"]
+    assert figure.axes[-1].get_xlabel() == "tokens kept"
 
 
 def test_numbers_as_text():

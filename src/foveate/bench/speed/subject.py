@@ -59,7 +59,7 @@ class Subject:
 
     @property
     def attention(self) -> str:
-        """The backends in force: of the language model, then of the vision tower and the rest where they differ."""
+        """The backends in force: of the language model, then of the vision tower and the rest where other."""
         whole = self.model.config
         configs = (self.model.get_decoder().config, getattr(whole, "vision_config", whole), whole)
         return ", ".join(dict.fromkeys(str(config._attn_implementation) for config in configs))
