@@ -286,12 +286,27 @@ def test_other_settings_and_other_files_are_refused(tmp_path, monkeypatch):
         benchmark.store(plain, tmp_path)
 
 
-def test_what_does_not_fit_is_said_in_one_line(subject, monkeypatch):
-    def full(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def cuda_is_full(*arguments):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("foveate.bench.speed.running.passed", full)
-    with pytest.raises(InvalidInputs, match="batch 1 with 36 visual tokens: out of memory"):
+
+def cpu_is_full(*arguments):
+    torch.empty(2**55)  # more than can be addressed
+
+
+@pytest.mark.parametrize("full", [cuda_is_full, cpu_is_full])
+def test_what_does_not_fit_is_said_in_one_line(subject, monkeypatch, full):
+    monkeypatch.setattr(running, "passed", full)
+    with pytest.raises(InvalidInputs, match=r"batch 1 with 36 visual tokens: out of memory.*--sizes$"):
+        all_run(subject)
+
+
+def test_other_errors_are_not_called_a_lack_of_memory(subject, monkeypatch):
+    def wrong(*arguments):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(running, "passed", wrong)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
         all_run(subject)
 
 
