@@ -160,8 +160,9 @@ def test_caches_hold_what_the_arithmetic_says(subject, batch):
         # shrink() puts a masked column in front of a prompt without padding; a drop inside takes it off again.
         guards = [int(one.key != STOCK and (one.method != "fastv:layer=1" or layer == 0)) for layer in range(3)]
         guarded = zip(layers, guards, strict=True)
-        assert done.cached_per_layer == [tokens + text + guard + new - 1 for tokens, guard in guarded]
-        columns, heads, width, both, bytes_each = sum(done.cached_per_layer), 2, 12, 2, 4
+        cached = [layer.keys.shape[-2] for layer in done.cache.layers]
+        assert cached == [tokens + text + guard + new - 1 for tokens, guard in guarded]
+        columns, heads, width, both, bytes_each = sum(cached), 2, 12, 2, 4
         assert done.kv_bytes == batch * columns * heads * width * both * bytes_each
 
 

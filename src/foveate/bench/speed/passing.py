@@ -48,11 +48,6 @@ class Passed:
         stored = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
         return sum(part.numel() * part.element_size() for part in stored)
 
-    @property
-    def cached_per_layer(self) -> list[int]:
-        """Columns in each layer's cache."""
-        return [int(layer.keys.shape[-2]) for layer in self.cache.layers]
-
 
 @torch.inference_mode()
 def passed(
