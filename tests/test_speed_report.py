@@ -1,5 +1,6 @@
 """From seconds to tables, page and plots; a slow-down is called one. And the command."""
 
+import io
 import json
 from pathlib import Path
 
@@ -33,7 +34,7 @@ SIZES = (64, 256, 576)
 
 
 def printed(summary):
-    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=300, record=True, file=io.StringIO())
     for table in speed_tables(summary):
         console.print(table)
     return console.export_text()
@@ -156,7 +157,7 @@ def test_one_new_token_has_no_decoding_to_compare():
 def test_the_page_and_its_plots(sizes, tmp_path):
     pytest.importorskip("matplotlib")
     page = write_documents(made_up(sizes, crossing), tmp_path, "foveate bench speed")
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for words in (
         "a machine",
         "commit abc123",
@@ -220,7 +221,7 @@ def test_the_command_writes_results_a_page_and_goes_on(monkeypatch, tmp_path):
         "repeats",
     ):
         assert words in result.stdout
-    text = Path("docs/performance.md").read_text()
+    text = Path("docs/performance.md").read_text(encoding="utf-8")
     assert "bench speed --preset qwen2.5-vl-0.5b" in text
     lines = Path("out/speed.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 4 * 4 * (2 + 1)
