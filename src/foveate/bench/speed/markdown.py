@@ -24,7 +24,8 @@ READING = (
     "Where no row is padded and positions have one axis, our path puts one masked column in front of the "
     "prompt, which keeps `generate` from taking the mask away: attention is given a mask where stock's is not.",
     "*KV cache* is what the layers hold at the end, prompt and answer, so shorter later layers count. *Memory* "
-    "is the most in use at once, above weights and inputs, in a pass that is not timed.",
+    "is the most in use at once, above weights and inputs, in a pass that is not timed. What a method loads once, "
+    "a CLIP text tower or a tagger of words, is there before and not counted.",
 )
 MEANINGLESS = (
     "Weights are random, and pixels are noise: what a layer costs does not depend on them, but which tokens "
