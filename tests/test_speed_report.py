@@ -223,11 +223,11 @@ def test_the_command_writes_results_a_page_and_goes_on(monkeypatch, tmp_path):
         assert words in result.stdout
     text = Path("docs/performance.md").read_text(encoding="utf-8")
     assert "bench speed --preset qwen2.5-vl-0.5b" in text
-    lines = Path("out/speed.jsonl").read_text().splitlines()
+    lines = Path("out/speed.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 4 * 4 * (2 + 1)
     again = command(*options, "--json")
     assert again.exit_code == 0, again.output
-    assert Path("out/speed.jsonl").read_text().splitlines() == lines
+    assert Path("out/speed.jsonl").read_text(encoding="utf-8").splitlines() == lines
     assert [case["tokens"] for case in json.loads(again.stdout)["cases"]] == [16, 16, 64, 64]
 
 
