@@ -8,6 +8,7 @@ from foveate.bench.quality.plots import COLOURS, DPI, MARKERS, SIZE
 from foveate.bench.speed.contestants import STOCK, WHOLE
 from foveate.bench.speed.passing import STAGES
 from foveate.bench.speed.summary import PAYS
+from foveate.budget import Budget
 
 Plain = dict[str, Any]
 
@@ -92,7 +93,9 @@ def _panel(axes: Any, cases: list[Plain], method: str, measure: str, over_sizes:
             for column in zip(*rows, strict=True)
         }
     else:
-        lines = {"": sorted(((row["keep"], row["speedup"][measure]) for row in rows[0]), key=lambda pair: pair[0])}
+        # A budget is a count or a fraction: only what it comes to can be on one axis.
+        kept = [(Budget(row["keep"]).count(cases[0]["tokens"]), row["speedup"][measure]) for row in rows[0]]
+        lines = {"": sorted(kept, key=lambda pair: pair[0])}
     for number, (label, points) in enumerate(lines.items()):
         middles = [ratio["median"] for _, ratio in points]
         bars = [[abs(ratio["median"] - ratio["interval"][side]) for _, ratio in points] for side in (0, 1)]
