@@ -51,7 +51,7 @@ quality: $(VENV)/.ready
 
 # docs/performance.md (one image of 576 tokens) and docs/even/performance.md (where pruning starts to pay), with their plots.
 speed: $(VENV)/.ready
-	$(BIN)/foveate bench speed --preset llava-0.5b --repeats 9 --out build/speed --docs docs
+	$(BIN)/foveate bench speed --preset llava-0.5b --repeats 8 --out build/speed --docs docs
 	$(BIN)/foveate bench speed --preset qwen2.5-vl-0.5b --sizes 64,256,576 --keep 0.5,0.11 --methods spare,fastv --max-new-tokens 8 --out build/even --docs docs/even
 
 # The tables of docs/engine.md.
