@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 LOWEST ?= transformers==5.18.0
 
-.PHONY: demo test test-lowest check quality speed families clean
+.PHONY: demo test test-lowest check quality speed engine families clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
