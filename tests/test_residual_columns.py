@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.errors import InvalidOption
+from foveate.errors import InvalidFeatures, InvalidOption
 from foveate.select import residual_energy, select_residual
 from residual_problems import KINDS, certify, features_of, problems
 
@@ -121,3 +121,8 @@ def test_it_is_faster_than_deflating_the_residual_matrix():
             times.append(time.perf_counter() - start)
         ratios.append(times[0] / times[1])
     assert statistics.median(ratios) > 2
+
+
+def test_complex_numbers_are_refused():
+    with pytest.raises(InvalidFeatures, match="complex64: allowed are real numbers"):
+        select_residual(torch.eye(3).to(torch.complex64), 1)

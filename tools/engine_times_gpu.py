@@ -66,6 +66,10 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bf16"])
     arguments = parser.parse_args()
     cells = [tuple(map(int, cell.split("x"))) for cell in arguments.only] if arguments.only else CELLS
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            "--device cuda: no GPU is to be had here; allowed is cpu, for Triton's interpreter, without times"
+        )
     print(torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU, Triton's interpreter: no times")
     columns = ["ours", "Gram loop", "Gram loop fp32", "reference", f"{arguments.batch} at once"]
     print("| rows | dtype | N x D | k | " + " | ".join(columns) + " | 1 step, us |\n" + "|---" * 10 + "|")
