@@ -56,7 +56,7 @@ speed: $(VENV)/.ready
 
 # The tables of docs/engine.md.
 engine: $(VENV)/.ready
-	$(BIN)/python tools/engine_times.py --out build/engine.jsonl --page docs/engine.md
+	$(BIN)/python tools/engine_times.py --repeats 5 --out build/engine.jsonl --page docs/engine.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info

@@ -8,37 +8,32 @@ rivals run in turn within a round. "1 step" is one of the k dependent steps: the
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from engine_times import KINDS, by_gram_loop, image, noise
+from foveate.bench.speed.clock import clock_of
 from foveate.select import select_residual
 
 CELLS = ((576, 4096, 64), (1296, 3584, 192), (2880, 4096, 320))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def milliseconds(run: Callable[[], object], device: str) -> float:
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
     """One call, by device events where there are any."""
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return 1000 * (time.perf_counter() - start)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
+    clock = clock_of(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = clock.mark()
     run()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end)
+    return 1000 * clock.seconds(start, clock.mark())
 
 
 def measured(rows: Tensor, k: int, batch: int, repeats: int) -> dict[str, float]:
     """Median milliseconds of every rival, after a first round that compiles."""
-    many, device = rows.expand(batch, *rows.shape).contiguous(), rows.device.type
+    many, device = rows.expand(batch, *rows.shape).contiguous(), rows.device
     rivals: dict[str, Callable[[], object]] = {
         "ours": lambda: select_residual(rows, k, impl="triton"),
         f"{batch} at once": lambda: select_residual(many, k, impl="triton"),

@@ -45,6 +45,19 @@ def relative(weight: Tensor | None, rows: Tensor) -> Tensor:
     return torch.where(peak > 0, weight / peak, weight)
 
 
+def magnitudes(norms: Tensor) -> Tensor:
+    """``[N]`` squared lengths, the largest 1; all 0 where every row is."""
+    peak = norms.amax()
+    return (norms / peak if peak > 0 else norms).square()
+
+
+def outside(rows: Tensor, basis: Tensor) -> Tensor:
+    """Rows ``[D]`` or ``[N, D]`` without their part in the span of an orthonormal basis; "twice is enough"."""
+    for _ in range(2):
+        rows = rows - (rows @ basis.T) @ basis
+    return rows
+
+
 def wide(device: torch.device) -> torch.dtype:
     """The dtype of what is kept once per row: Apple's GPUs have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64

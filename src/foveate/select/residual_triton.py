@@ -104,8 +104,7 @@ def _finished(features: Tensor, order: list[int], k: int, weight: Tensor | None)
 def _orders(features: Tensor, k: int, weights: Tensor | None, first: Tensor | None, by_length: bool) -> Tensor:
     """``[B, k + 1]``: rows in order of selection, and how many of them are certain."""
     n = features.shape[1]
-    bytes_each = (torch.float64 if features.dtype == torch.float64 else torch.float32).itemsize * n * _pitch(n)
-    at_once = max(1, min(WORKSPACE // bytes_each, 65535))
+    at_once = max(1, min(WORKSPACE // (_summed(features).itemsize * n * _pitch(n)), 65535))
     try:
         parts = [
             _launch(
@@ -125,7 +124,7 @@ def _orders(features: Tensor, k: int, weights: Tensor | None, first: Tensor | No
 
 def _launch(features: Tensor, k: int, weights: Tensor | None, first: Tensor | None, by_length: bool) -> Tensor:
     batch, n, d = features.shape
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    dtype = _summed(features)
     plan, eps, pitch = _plan(n, features.dtype), torch.finfo(dtype).eps, _pitch(n)
     starts = range(0, k, plan.panel)
     orders = torch.empty(batch, k + 1, dtype=torch.long, device=features.device)
@@ -153,6 +152,10 @@ def _launch(features: Tensor, k: int, weights: Tensor | None, first: Tensor | No
                 **constants,
             )
     return orders
+
+
+def _summed(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
 def _pitch(n: int) -> int:
