@@ -67,6 +67,7 @@ def llava_onevision():
 def qwen(kind, vision, **text):
     return born(
         kind,
+        embeddings=0.05,  # quiet beside what attention adds, or the last word alone would decide the next
         vision_config=vision,
         text_config={**LANGUAGE, "rope_parameters": mrope(4, 6, 6), **text},
         image_token_id=IMAGE,

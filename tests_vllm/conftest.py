@@ -76,10 +76,10 @@ class Bench:
         return [list(output.outputs[0].token_ids) for output in self.outputs]
 
     @torch.no_grad()
-    def expected(self, pictures, question, method=None, keep=None, new=NEW, **options):
+    def expected(self, pictures, asked, method=None, keep=None, new=NEW, **options):
         """What stock transformers answers, pruned by `foveate.prune` if there is a method."""
         inputs = dict(
-            self.processor(images=list(pictures) or None, text=self.text(pictures, question), return_tensors="pt")
+            self.processor(images=list(pictures) or None, text=self.text(pictures, asked), return_tensors="pt")
         )
         if method is not None:
             inputs = foveate.prune(self.model, inputs, method, keep=keep, **options)

@@ -60,8 +60,8 @@ def test_what_pruning_cannot_go_with(folders, engine, says):
 def test_speculators_with_a_model_of_their_own(folders):
     folder, _, _ = folders("llava")
     configured(folders, "llava", SPARE, speculative_config={"method": "ngram", "num_speculative_tokens": 2})
+    draft = {"method": "draft_model", "model": str(folder), "num_speculative_tokens": 2}
     with pytest.raises(Exception, match="speculator"):
-        draft = {"method": "draft_model", "model": str(folder), "num_speculative_tokens": 2}
         configured(folders, "llava", SPARE, speculative_config=draft)
 
 
@@ -84,7 +84,7 @@ def test_bad_requests_and_the_engine_lives_on(folders):
         good = bench.request([picture(0)], QUESTIONS[0], foveate={"method": "rrqr", "keep": 5})
         wanted = [bench.expected([picture(0)], QUESTIONS[0], foveate.RRQR(), 5)]
         for bad in BAD:
-            with pytest.raises(ValueError, match="allowed|keep"):
+            with pytest.raises(ValueError, match=r"allowed|keep"):
                 bench.answers([bench.request([picture(0)], QUESTIONS[0], foveate=bad)])
             assert bench.answers([good]) == wanted
 
