@@ -87,3 +87,17 @@ def test_taggers_fall_back_in_order(monkeypatch, missing):
 def test_any_text_gives_spans_of_words(text):
     for start, end in nouns_of(text).spans:
         assert 0 <= start < end <= len(text)
+
+
+def test_the_question_of_an_image_is_its_own_turns_and_stays_so():
+    from foveate.question import question_at
+
+    special = ["<image>", "</s>"]
+    first = "USER: <image>\nWhat is it? ASSISTANT:"
+    longer = f"{first} A dog.</s>USER: Where? ASSISTANT: There.</s>USER: <image> And this? ASSISTANT:"
+    assert question_at(first, first.index("<image>"), special) == "What is it?"
+    assert question_at(longer, longer.index("<image>"), special) == "What is it?"
+    assert question_at(longer, longer.rindex("<image>"), special) == "And this?"
+    silent = "USER: <image> ASSISTANT: Yes?</s>USER: What is it? ASSISTANT:"
+    assert question_at(silent, silent.index("<image>"), special) == "What is it?"
+    assert question_at("<image>", 0, special) == ""

@@ -31,6 +31,8 @@ UNSUPPORTED = (
     "Qwen3VLMoeForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
 )
+# How LLaVA-OneVision shrinks large images; vLLM 0.32 does it so whatever the config says.
+ASPECT = "anyres_max_9"
 # Speculators without a model of their own; others are handed encoder rows by vLLM, which hold more than features.
 SPECULATORS = ("ngram", "ngram_gpu", "suffix")
 
@@ -77,6 +79,9 @@ class Served:
         towers = [name for name in family.towers if name != "pixtral"]  # its rows of patches end in text
         if towers and tower not in towers:
             raise ValueError(f"{family.name} with vision tower {tower!r}: allowed is {' or '.join(towers)}")
+        aspect = getattr(config, "vision_aspect_ratio", ASPECT)
+        if aspect != ASPECT:
+            raise ValueError(f"vision_aspect_ratio={aspect!r}: allowed is {ASPECT!r}, the one vLLM knows")
         if not model_config.uses_mrope:
             # vLLM lets a model number its prompt only where it finds several axes here. The language model's own
             # rotary embedding is built from text_config, and stays as it is.
