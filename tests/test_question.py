@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate import question as module
-from foveate.question import nouns_of, question_of
+from foveate.question import nouns_of, question_at, question_of
 
 VICUNA = "A chat between a curious human and an artificial intelligence assistant. "
 PROMPTS = {
@@ -90,8 +90,6 @@ def test_any_text_gives_spans_of_words(text):
 
 
 def test_the_question_of_an_image_is_its_own_turns_and_stays_so():
-    from foveate.question import question_at
-
     special = ["<image>", "</s>"]
     first = "USER: <image>\nWhat is it? ASSISTANT:"
     longer = f"{first} A dog.</s>USER: Where? ASSISTANT: There.</s>USER: <image> And this? ASSISTANT:"

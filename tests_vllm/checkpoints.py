@@ -12,13 +12,12 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from foveate.vllm.registration import ASPECT
 from processors import KITS
 from zoo import animal
 from zoo.animal import END, IMAGE, PATCH, START, VIDEO, born
 from zoo.llava import PINPOINTS, TILE
 from zoo.qwen import mrope
-
-from foveate.vllm.registration import ASPECT
 
 LANGUAGE = {**animal.LANGUAGE, "hidden_size": 128, "max_position_embeddings": 4096}
 TOWER = {**animal.TOWER, "hidden_size": 64, "num_attention_heads": 2}
