@@ -54,13 +54,15 @@ class Offsets(nn.Module):
             is_multimodal: ``[L]`` bool, where they go.
             width: of rows without offsets.
         """
-        parts = [split_offsets(part, width) for part in rows]
         step = self.offsets[:, : len(is_multimodal)]
         step.zero_()
-        if parts:
-            found = torch.cat([offsets for _, offsets in parts]).to(step.device)
-            where = is_multimodal.to(step.device).expand_as(step)
-            step.masked_scatter_(where, found.T.contiguous())  # as vLLM merges rows: without waiting for a GPU
+        if all(part.shape[-1] == width for part in rows):  # nothing of this step is pruned
+            return list(rows)
+        parts = [split_offsets(part, width) for part in rows]
+        found = torch.cat([offsets for _, offsets in parts])
+        # vLLM's mask is in pinned memory: neither its copy nor the scatter waits for a GPU.
+        where = is_multimodal.to(step.device, non_blocking=True).expand_as(step)
+        step.masked_scatter_(where, found.to(step.device, non_blocking=True).T.contiguous())
         return [part for part, _ in parts]
 
     def moved(self, positions: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ def unpruned(tokens: list[int], features: list[Any], size: Callable[[Mapping[str
         tokens: ``[L]`` ids.
         features: vLLM's `MultiModalFeatureSpec`.
         size: how many tokens an image has, given its fields.
+
+    Raises:
+        ValueError: an image without fields, of which nobody can tell whether it is pruned.
     """
     whole: list[int] = []
     columns: list[int] = []
@@ -43,6 +46,8 @@ def unpruned(tokens: list[int], features: list[Any], size: Callable[[Mapping[str
         columns += range(len(whole), len(whole) + place.offset - done)
         whole += tokens[done : place.offset]
         start, done = len(whole), place.offset + place.length
+        if feature.data is None and feature.modality == "image":
+            raise ValueError(f"the image at token {place.offset} came without its fields: its size is not known")
         if feature.data is not None and FIELD in feature.data:
             length = size({name: element.data for name, element in feature.data.items()})
             moved.append(replace(feature, mm_position=PlaceholderRange(offset=start, length=length)))

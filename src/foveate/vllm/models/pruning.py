@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.logger import init_logger
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from foveate.errors import FoveateError
+from foveate.errors import InvalidFeatures
 from foveate.families.layout import Layout
 from foveate.methods import Method, UniformGrid
 from foveate.place import Ranking, order_of
@@ -106,6 +107,8 @@ class PruningModel:
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Positions of the unpruned prompt; all that is kept of an image has that of its first token."""
+        if self.offsets is None:
+            return self.stock_positions(input_tokens, mm_features)
         whole = unpruned(input_tokens, mm_features, lambda fields: len(layout_of(self.config, fields).locked))
         positions, delta = self.stock_positions(whole.tokens, whole.features)
         return positions[:, whole.columns], delta + len(whole.tokens) - len(input_tokens)
@@ -121,8 +124,7 @@ class PruningModel:
         method, k = servable(choice.method), choice.count(len(rows))
         question = None
         if Signal.QUESTION in method.needs:  # on all ranks: an embedding that is spread over them communicates
-            nouns = torch.tensor(choice.nouns, dtype=torch.long, device=rows.device)
-            question = self.get_language_model().embed_input_ids(nouns)  # type: ignore[attr-defined]
+            question = self.words(torch.tensor(choice.nouns, dtype=torch.long, device=rows.device))
         tokens = VisualTokens(
             rows[:, : self.hidden()],
             layout.grids,
@@ -133,14 +135,25 @@ class PruningModel:
         kept = chosen_by_first(lambda: _order(tokens, method, k, choice.hold), k, rows.device).sort().values
         return with_offsets(rows[kept], self.offsets_of(layout).to(rows.device)[kept])
 
+    def words(self, ids: Tensor) -> Tensor:
+        """Embeddings ``[M, D]`` of a question's tokens: the model's own, without an adapter.
+
+        With --enable-lora the layer is wrapped in one that adds the adapter of whichever request stands at the
+        same place in the step's batch, and an image's rows are shared by requests of different adapters.
+        """
+        layers = self.get_language_model().modules()  # type: ignore[attr-defined]
+        kinds = (layer for layer in layers if isinstance(layer, VocabParallelEmbedding))
+        embedded: Tensor = next(layer for layer in kinds if not isinstance(layer, ParallelLMHead))(ids)
+        return embedded
+
 
 def _order(tokens: VisualTokens, method: Method, k: int, hold: bool) -> Tensor:
     """`order_of`; spread evenly where the method refuses the features, which is too late to refuse the request."""
     try:
         if not bool(torch.isfinite(tokens.features).all()):
-            raise FoveateError("the vision encoder gave NaN or infinite values")
+            raise InvalidFeatures("the vision encoder gave NaN or infinite values")
         return order_of(0, tokens, Ranking(method), k, hold)
-    except FoveateError as error:
+    except InvalidFeatures as error:
         logger.error("foveate keeps an even grid of an image, in the place of %s: %s", method, error)
         return order_of(0, tokens, Ranking(UniformGrid()), k, hold)
 
