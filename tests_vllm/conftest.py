@@ -38,6 +38,13 @@ def _written(name, folder):
     return folder, model, hf.AutoProcessor.from_pretrained(folder)
 
 
+@pytest.fixture
+def logged(caplog):
+    """`caplog` of the plugin's own messages: the tests set vLLM to warnings."""
+    with caplog.at_level("INFO", logger="vllm.foveate"):
+        yield caplog
+
+
 def picture(index):
     pixels = np.random.default_rng(index).integers(0, 256, (*SIZES[index % len(SIZES)][::-1], 3), dtype=np.uint8)
     return Image.fromarray(pixels)

@@ -35,6 +35,15 @@ def test_offsets_are_added_once_where_they_belong():
     assert step.moved(positions).data_ptr() == moved.data_ptr()  # CUDA graphs read it in place
 
 
+def test_a_step_without_pruned_images_is_handed_on():
+    step = Offsets(8)
+    where = torch.tensor([True, True, False])
+    step.write([with_offsets(torch.zeros(2, 5), torch.ones(2, 3, dtype=torch.long))], where, 5)
+    rows = [torch.ones(1, 5), torch.ones(1, 5)]
+    assert all(mine is given for mine, given in zip(step.write(rows, where, 5), rows, strict=True))
+    assert not step.moved(torch.zeros(3, 3, dtype=torch.long)).any()  # nor is anything left of the step before
+
+
 def test_batches():
     assert batches([36] * 5, 80) == [(0, 2), (2, 4), (4, 5)]
     assert batches([100, 5, 5], 80) == [(0, 1), (1, 3)]
@@ -54,6 +63,27 @@ def test_a_prompt_that_ends_with_an_image_keeps_its_last_token(folders, name, ne
         wanted = [bench.expected([picture(i)], QUESTIONS[i % 3], foveate.NormTopK(), 3, new=new) for i in range(6)]
         asked = [bench.request([picture(i)], QUESTIONS[i % 3]) for i in range(6)]
         assert bench.answers(asked, new=new) == wanted
+
+
+def test_positions_go_on_behind_max_model_len(folders):
+    """Dropped tokens count among them: the rotary table has rows for these, in the prompt and in the answer."""
+    limit, method = 96, {"method": "rrqr", "keep": 4}
+    overrides = {"foveate": method, "text_config": {"max_position_embeddings": limit}}
+    with opened(folders, "llava", {}, hf_overrides=overrides, max_model_len=limit) as bench:
+        for images in (1, 3):
+            pictures = [picture(i) for i in range(images)]
+            asked = bench.request(pictures, QUESTIONS[0])
+            bench.answers([asked], new=1)
+            length = len(bench.outputs[0].prompt_token_ids)
+            new = limit - length
+            wanted = bench.expected(pictures, QUESTIONS[0], foveate.RRQR(), 4, new=new)
+            assert length + 32 * images + new > limit
+            assert bench.answers([asked], new=new) == [wanted]
+        assert length + 32 * images > limit + images  # the prompt's own positions do, too
+        fewest = bench.request(pictures, QUESTIONS[0], foveate={"keep": 3})
+        with pytest.raises(ValueError, match="99 tokens of this prompt's images would be dropped: allowed are 96"):
+            bench.answers([fewest])
+        assert bench.answers([asked], new=new) == [wanted]
 
 
 FRAMES = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)

@@ -51,6 +51,13 @@ class Request:
         except FoveateError as error:
             raise ValueError(str(error)) from error
 
+    def told(self) -> str:
+        """What is done by it, for a log."""
+        if self.keep is None:
+            return f"prunes on request alone (the default has no keep), by {self.method}"
+        unit = "token(s) of each image" if isinstance(self.keep, int) else "of each image's tokens"
+        return f"keeps {self.keep} {unit}, by {self.method}, where a request does not say otherwise"
+
     @classmethod
     def read(cls, written: object, default: "Request | None" = None) -> "Request":
         """The request that a mapping describes; what it leaves out is the default's.

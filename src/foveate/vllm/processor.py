@@ -40,6 +40,7 @@ class PruningProcessor(BaseMultiModalProcessor):
             raise ValueError(f"{KEY}={options[KEY]!r} for a server that does not prune: {ENABLE}")
         try:
             options[KEY] = self._choices(inputs, Request.read(default), options)
+            self.check(inputs.mm_data_items.get("image"), [Choice.parse(text) for text in options[KEY]])
         except FoveateError as error:
             raise ValueError(str(error)) from error
         return super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)
@@ -50,6 +51,13 @@ class PruningProcessor(BaseMultiModalProcessor):
         if getattr(self.info.ctx.model_config.hf_config, KEY, None) is None:
             return inputs
         return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: None})
+
+    def check(self, images: Any, choices: Sequence[Choice]) -> None:
+        """Refuse what a kind of model cannot do.
+
+        Raises:
+            ValueError: what, and what is allowed.
+        """
 
     def _choices(self, inputs: ProcessorInputs, default: Request, options: Options) -> list[str]:
         """Per image, its choice as text; empty where nothing is to be pruned."""

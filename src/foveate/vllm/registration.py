@@ -4,6 +4,7 @@ Names that vLLM 0.32 does not document, all guarded by tests_vllm/test_seams.py:
 hooks per architecture) and the attributes of its configs that the hook reads.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from foveate.families import FAMILIES
@@ -19,18 +20,10 @@ PRUNED = {
     "Qwen2_5_VLForConditionalGeneration": "PrunedQwen25VL",
     "Qwen3VLForConditionalGeneration": "PrunedQwen3VL",
 }
-# Others that foveate prunes beside transformers; asked for here, they are refused instead of served whole.
-UNSUPPORTED = (
-    "Gemma3ForConditionalGeneration",
-    "Glm4vForConditionalGeneration",
-    "Idefics3ForConditionalGeneration",
-    "InternVLForConditionalGeneration",
-    "LlavaNextVideoForConditionalGeneration",
-    "Mistral3ForConditionalGeneration",
-    "PaliGemmaForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration",
-    "SmolVLMForConditionalGeneration",
-)
+# Those whose positions count tokens; the others' have three axes.
+ONE_AXIS = frozenset(name for name in PRUNED if name.startswith("Llava"))
+# Rotary embeddings whose rows do not depend on how many there are: the table may be made longer.
+LENGTHENED = ("default", "linear", "llama3")
 # How LLaVA-OneVision shrinks large images; vLLM 0.32 does it so whatever the config says.
 ASPECT = "anyres_max_9"
 # Speculators without a model of their own; others are handed encoder rows by vLLM, which hold more than features.
@@ -40,7 +33,7 @@ SPECULATORS = ("ngram", "ngram_gpu", "suffix")
 def register() -> None:
     """Put our classes in vLLM's tables; without ``foveate`` in a model's config they do what stock ones do.
 
-    May be called again. Another version of vLLM is left alone, with a warning.
+    May be called again. Another version of vLLM is left alone.
     """
     import vllm
     from vllm.logger import init_logger
@@ -48,7 +41,8 @@ def register() -> None:
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     if not vllm.__version__.startswith(VERSION):
-        init_logger("vllm.foveate").warning(
+        # No warning: who has both installed may have no wish to prune, and each of vLLM's processes would warn.
+        init_logger("vllm.foveate").info(
             "foveate prunes with vLLM %sx alone, this is %s: nothing is registered", VERSION, vllm.__version__
         )
         return
@@ -56,8 +50,10 @@ def register() -> None:
         # By name: the class itself would load models, and CUDA with them, in processes that need neither.
         ModelRegistry.register_model(architecture, f"foveate.vllm.models:{name}")
         MODELS_CONFIG_MAP[architecture] = Served
-    for architecture in UNSUPPORTED:
-        MODELS_CONFIG_MAP.setdefault(architecture, Refused)
+    for architecture in ModelRegistry.get_supported_archs() - PRUNED.keys():
+        stock = MODELS_CONFIG_MAP.get(architecture)
+        if not isinstance(stock, Refused):
+            MODELS_CONFIG_MAP[architecture] = Refused(stock)
 
 
 class Served:
@@ -70,11 +66,17 @@ class Served:
         Raises:
             ValueError: a bad default, or a model that cannot be pruned.
         """
+        from vllm.logger import init_logger
+
+        _refuse_options_of_the_engine(model_config)
         config = model_config.hf_config
         if getattr(config, KEY, None) is None:
             return
-        Request.read(getattr(config, KEY))
-        family = FAMILIES[config.model_type]
+        default = Request.read(getattr(config, KEY))
+        init_logger("vllm.foveate").info_once("foveate %s", default.told())
+        family = FAMILIES.get(config.model_type)
+        if family is None:
+            raise ValueError(f"model_type={config.model_type!r}: allowed are {', '.join(FAMILIES)}")
         tower = config.vision_config.model_type
         towers = [name for name in family.towers if name != "pixtral"]  # its rows of patches end in text
         if towers and tower not in towers:
@@ -82,10 +84,14 @@ class Served:
         aspect = getattr(config, "vision_aspect_ratio", ASPECT)
         if aspect != ASPECT:
             raise ValueError(f"vision_aspect_ratio={aspect!r}: allowed is {ASPECT!r}, the one vLLM knows")
-        if not model_config.uses_mrope:
-            # vLLM lets a model number its prompt only where it finds several axes here. The language model's own
-            # rotary embedding is built from text_config, and stays as it is.
-            config.rope_parameters = {"mrope_section": [1, 1, 1]}
+        if model_config.uses_mrope:
+            return
+        if model_config.architecture not in ONE_AXIS:
+            raise ValueError("rope_parameters without mrope_section: allowed are positions of three axes")
+        _lengthen(model_config)
+        # vLLM lets a model number its prompt only where it finds several axes here. The language model's own
+        # rotary embedding is built from text_config, and stays as it is.
+        config.rope_parameters = {"mrope_section": [1, 1, 1]}
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
@@ -103,6 +109,9 @@ class Served:
                 parallel.pipeline_parallel_size > 1
             ),
             "--enable-dbo (it splits positions where offsets are not split)": parallel.use_ubatching,
+            "--prefill-context-parallel-size > 1 (it splits positions where offsets are not split)": (
+                parallel.prefill_context_parallel_size > 1
+            ),
             "--video-pruning-rate (it reads the same rows as its own)": (
                 multimodal is not None and bool(multimodal.video_pruning_rate)
             ),
@@ -118,21 +127,58 @@ class Served:
                 raise ValueError(f"foveate cannot prune with {what}: leave it out, or leave foveate out")
 
 
+@dataclass(frozen=True)
 class Refused:
-    """The hooks for an architecture that vLLM serves and this plugin does not."""
+    """The hooks for an architecture that vLLM serves and this plugin does not.
 
-    @staticmethod
-    def verify_and_update_model_config(model_config: Any) -> None:
+    Attributes:
+        stock: the hooks that were there, which are called as ever.
+    """
+
+    stock: Any
+
+    def verify_and_update_model_config(self, model_config: Any) -> None:
         """Refuse to serve unpruned what was asked to be pruned.
 
         Raises:
             ValueError: the model's config has ``foveate``.
         """
+        _refuse_options_of_the_engine(model_config)
         if getattr(model_config.hf_config, KEY, None) is not None:
             raise ValueError(
                 f"foveate cannot prune {model_config.architecture} here: allowed are {', '.join(PRUNED)}"
             )
+        if self.stock is not None:
+            self.stock.verify_and_update_model_config(model_config)
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: Any) -> None:
-        """Nothing more."""
+    def verify_and_update_config(self, vllm_config: Any) -> None:
+        """The stock hook's."""
+        if self.stock is not None:
+            self.stock.verify_and_update_config(vllm_config)
+
+
+def _refuse_options_of_the_engine(model_config: Any) -> None:
+    """Refuse ``foveate`` where vLLM would hand it to the stock processor, which ignores it."""
+    multimodal = model_config.multimodal_config
+    if multimodal is not None and KEY in (multimodal.mm_processor_kwargs or {}):
+        raise ValueError(
+            f"{KEY} in --mm-processor-kwargs prunes nothing: allowed are --hf-overrides "
+            f"'{{\"{KEY}\": ...}}' for a default, and mm_processor_kwargs of a request"
+        )
+
+
+def _lengthen(model_config: Any) -> None:
+    """Make the rotary table long enough for the positions of tokens that are dropped.
+
+    vLLM checks that the tokens that are left, answer included, are at most ``max_model_len``. Those positions are
+    past it by as many as were dropped, and what reads the table does not check. The front end lets no request drop
+    more than the rows added here.
+
+    Raises:
+        ValueError: a table whose rows would change with its length.
+    """
+    text = model_config.hf_text_config
+    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind not in LENGTHENED:
+        raise ValueError(f"rope_type={kind!r} of the language model: allowed are {', '.join(LENGTHENED)}")
+    text.max_position_embeddings += model_config.max_model_len

@@ -1,5 +1,6 @@
 """LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision: positions of one axis, squares and tiles of patches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from vllm.model_executor.models import llava, llava_next, llava_onevision
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from foveate.families.layout import Layout
+from foveate.vllm.choice import Choice
 from foveate.vllm.models.pruning import PruningModel
 from foveate.vllm.positions import AXES
 from foveate.vllm.processor import PruningProcessor
@@ -31,15 +33,38 @@ class OneAxis(PruningModel):
         return positions[0]
 
 
-class LlavaProcessor(PruningProcessor, llava.LlavaMultiModalProcessor):  # noqa: D101
+class OneAxisProcessor(PruningProcessor):
+    """Dropped tokens count among the positions, of which there are only so many."""
+
+    def check(self, images: Any, choices: Sequence[Choice]) -> None:
+        """See `PruningProcessor.check`."""
+        config = self.info.ctx.model_config
+        rows = config.hf_text_config.max_position_embeddings - config.max_model_len  # see `_lengthen`
+        sizes = [self._size(images, index) for index in range(len(choices))]
+        dropped = sum(size - choice.count(size) for size, choice in zip(sizes, choices, strict=True))
+        if dropped > rows:
+            raise ValueError(
+                f"{dropped} tokens of this prompt's images would be dropped: allowed are {rows}, the language "
+                "model's max_position_embeddings, for their positions are not used again"
+            )
+
+    def _size(self, images: Any, index: int) -> int:
+        """Tokens of an image before pruning; the most that there may be, if it is known by its uuid alone."""
+        if images.get(index) is None:
+            return int(self.info.get_max_image_tokens())
+        size = images.get_image_size(index)
+        return int(self.info.get_num_image_tokens(image_width=size.width, image_height=size.height))
+
+
+class LlavaProcessor(OneAxisProcessor, llava.LlavaMultiModalProcessor):  # noqa: D101
     pass
 
 
-class LlavaNextProcessor(PruningProcessor, llava_next.LlavaNextMultiModalProcessor):  # noqa: D101
+class LlavaNextProcessor(OneAxisProcessor, llava_next.LlavaNextMultiModalProcessor):  # noqa: D101
     pass
 
 
-class LlavaOnevisionProcessor(PruningProcessor, llava_onevision.LlavaOnevisionMultiModalProcessor):  # noqa: D101
+class LlavaOnevisionProcessor(OneAxisProcessor, llava_onevision.LlavaOnevisionMultiModalProcessor):  # noqa: D101
     pass
 
 
