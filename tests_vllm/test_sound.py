@@ -3,6 +3,7 @@
 import pytest
 
 import foveate
+from checkpoints import IMAGE
 from conftest import QUESTIONS, opened, picture
 
 RRQR, SPARE = foveate.RRQR(), foveate.SPARE(relevance="llm")
@@ -49,7 +50,19 @@ def test_mixed_batches(bench):
     assert bench.answers(requests[::-1]) == wanted[::-1]
 
 
-def test_prefix_cache_hits_inside_and_behind_an_image(bench):
+def test_a_prefix_hit_that_ends_within_an_image(bench):
+    """Half of its tokens are found, half are computed, beside the other question."""
+    rrqr = {"method": "rrqr", "keep": 20}
+    pictures = [picture(0), picture(1)]
+    for question in QUESTIONS[:2]:
+        wanted = bench.expected(pictures, question, RRQR, 20)
+        assert bench.answers([bench.request(pictures, question, foveate=rrqr)]) == [wanted]
+    cached, ids = bench.outputs[0].num_cached_tokens, bench.outputs[0].prompt_token_ids
+    assert cached == 32  # one block
+    assert ids[cached - 1] == ids[cached] == IMAGE
+
+
+def test_prefix_cache_hits_behind_an_image(bench):
     question = QUESTIONS[0] + " Tell me about each of them, one by one, and be careful with the small ones."
     wanted = [bench.expected([picture(2)], text, RRQR, 20) for text in (question, question + " Now!")]
     rrqr = {"method": "rrqr", "keep": 20}
@@ -79,6 +92,10 @@ def test_another_choice_shares_nothing_behind_the_image(bench, other):
 def test_chunked_prefill_cuts_images(folders, name):
     with opened(folders, name, {"method": "rrqr", "keep": 14}, max_num_batched_tokens=16, max_num_seqs=4) as bench:
         requests, wanted = kinds(bench)
+        assert bench.answers(requests[:1]) == wanted[:1]
+        ids = bench.outputs[0].prompt_token_ids
+        assert bench.outputs[0].num_cached_tokens == 0
+        assert ids[15] == ids[16] == IMAGE  # where the first chunk ends
         assert bench.answers(requests) == wanted
         assert bench.answers(requests) == wanted
 
