@@ -1,5 +1,6 @@
 """The names of vLLM that the plugin relies on and that vLLM does not document; which runner is tested."""
 
+import inspect
 import os
 
 import pytest
@@ -49,6 +50,13 @@ def test_registration():
         assert hook is Served if architecture in PRUNED else not isinstance(hook.stock, Refused)
     for kind in (Served, Refused):
         assert hooks == {name for name in vars(kind) if name.startswith("verify")}
+
+
+def test_hooks_that_are_replaced():
+    """None of vLLM's own: those of the architectures that are refused are kept and called."""
+    written = inspect.getsource(vllm.model_executor.models.config)
+    assert '"Gemma4ForConditionalGeneration": ' in written
+    assert not any(f'"{architecture}": ' in written for architecture in PRUNED)
 
 
 def test_another_version_is_left_alone(monkeypatch, logged):
