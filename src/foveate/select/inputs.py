@@ -9,13 +9,15 @@ from foveate.errors import InvalidBudget, InvalidFeatures
 
 
 def check_features(features: Tensor, allowed: str, *dims: int) -> None:
-    """Check a tensor's shape.
+    """Check a tensor's shape and kind of numbers.
 
     Raises:
-        InvalidFeatures: no tensor, another number of dimensions, or no rows or columns.
+        InvalidFeatures: no tensor of real numbers, another number of dimensions, or no rows or columns.
     """
     if not isinstance(features, Tensor):
         raise InvalidFeatures(f"features of type {type(features).__name__}: allowed is a tensor {allowed}")
+    if features.is_complex():
+        raise InvalidFeatures(f"features of {features.dtype}: allowed are real numbers")
     if features.dim() not in dims or features.shape[-2] == 0 or features.shape[-1] == 0:
         raise InvalidFeatures(f"features of shape {tuple(features.shape)}: allowed are {allowed}, none of them 0")
 

@@ -8,7 +8,7 @@ orthogonalised twice, O(k D) ("twice is enough": Giraud, Langou, Rozloznik 2005)
 import torch
 from torch import Tensor
 
-from foveate.select.residual_rows import RANK_TOLERANCE, TIE_TOLERANCE
+from foveate.select.residual_rows import RANK_TOLERANCE, TIE_TOLERANCE, magnitudes, outside
 
 
 def order_by_steps(rows: Tensor, norms: Tensor, k: int, weights: Tensor, first: int | None) -> list[int]:
@@ -39,8 +39,7 @@ class Basis:
 
     def __init__(self, rows: Tensor, norms: Tensor, capacity: int) -> None:
         self._eps = torch.finfo(rows.dtype).eps
-        peak = norms.amax()
-        self.magnitude = (norms / peak if peak > 0 else norms).square()  # [N], the largest 1
+        self.magnitude = magnitudes(norms)
         self._rows = rows
         self._inverse = torch.where(norms > 0, 1 / norms, 0).to(rows.dtype)
         self._energy = (norms > 0).to(rows.dtype)
@@ -84,10 +83,7 @@ class Basis:
         return not bool(uncertain[index]) and bool(most < weights[index] * self._energy[index])
 
     def _outside(self, rows: Tensor) -> Tensor:
-        basis = self._basis[: self._size]
-        for _ in range(2):
-            rows = rows - (rows @ basis.T) @ basis
-        return rows
+        return outside(rows, self._basis[: self._size])
 
     def _refresh(self) -> None:
         residual = self._outside(self._rows * self._inverse[:, None])
