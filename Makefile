@@ -49,9 +49,14 @@ quality: $(VENV)/.ready
 	$(BIN)/foveate bench quality --suite all --methods spare,resprune --out build/quality --docs docs
 	$(BIN)/foveate bench quality --keep 128,64,32 --out build/rivals --docs docs/rivals
 
-# docs/performance.md and its plots; what a stopped run has done is kept in build/speed.
+# docs/performance.md (one image of 576 tokens) and docs/even/performance.md (where pruning starts to pay), with their plots.
 speed: $(VENV)/.ready
-	$(BIN)/foveate bench speed --preset llava-0.5b --keep 192,64 --out build/speed --docs docs
+	$(BIN)/foveate bench speed --preset llava-0.5b --repeats 8 --out build/speed --docs docs
+	$(BIN)/foveate bench speed --preset qwen2.5-vl-0.5b --sizes 64,256,576 --keep 0.5,0.11 --methods spare,fastv --max-new-tokens 8 --out build/even --docs docs/even
+
+# The tables of docs/engine.md.
+engine: $(VENV)/.ready
+	$(BIN)/python tools/engine_times.py --out build/engine.jsonl --page docs/engine.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info

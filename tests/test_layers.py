@@ -1,6 +1,8 @@
 """Imports point one way: select <- methods <- prune <- {attach, bench, cli, vllm}."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,12 @@ def test_a_room_imports_only_what_it_may(path):
 
 
 def test_select_imports_torch_alone():
-    """And numpy where steps on N numbers would spend their time on torch's calls."""
+    """And numpy where steps on N numbers would spend their time on torch's calls, and Triton for a GPU."""
+    more = {
+        "residual_columns.py": {"numpy"},
+        "residual_kernel.py": {"triton"},
+        "residual_triton.py": {"triton", "functools", "subprocess"},
+    }
     for path in (ROOT / "select").glob("*.py"):
         names = {
             name.split(".")[0]
@@ -85,7 +92,12 @@ def test_select_imports_torch_alone():
             )
         }
         allowed = {"torch", "foveate", "numbers", "collections", "typing"}
-        assert names <= allowed | ({"numpy"} if path.name == "residual_columns.py" else set())
+        assert names <= allowed | more.get(path.name, set())
+
+
+def test_the_kernel_is_imported_where_it_is_asked_for_alone():
+    command = "import sys, foveate; sys.exit('foveate.select.residual_triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 
 def test_the_table_is_complete():

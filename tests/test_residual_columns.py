@@ -3,7 +3,6 @@
 import statistics
 import time
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,71 +10,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import InvalidOption
 from foveate.select import residual_energy, select_residual
-
-KINDS = ["plain", "duplicates", "zeros", "low rank", "range", "alike"]
-# Energies are certain to sqrt(eps) of the row's own; where less is left, they are computed afresh.
-TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3}
-
-
-def features_of(kind, n, d, seed):
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n, d)) * np.exp(rng.uniform(-1, 1, (n, 1)))
-    if kind == "duplicates":
-        rows = rows[rng.integers(0, n, n)]
-    if kind == "zeros":
-        rows[rng.random(n) < 0.3] = 0
-    if kind == "low rank":
-        rank = 1 + int(rng.integers(0, max(1, min(n, d) // 2)))
-        rows = rng.standard_normal((n, rank)) @ rows[:rank]
-    if kind == "range":
-        rows *= 10.0 ** rng.uniform(-5, 5, (n, 1))
-    if kind == "alike":
-        rows = rows[:1] + 10.0 ** rng.uniform(-3, 0) * rows
-    return torch.tensor(rows)
-
-
-@st.composite
-def problems(draw, sizes, widths):
-    """Features of all kinds, weights with zeros among them, a count and sometimes a row to start with."""
-    n, d = draw(sizes), draw(widths)
-    seed = draw(st.integers(0, 2**32 - 1))
-    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
-    features = features_of(draw(st.sampled_from(KINDS)), n, d, seed).to(dtype)
-    rng = np.random.default_rng(seed)
-    weight = rng.uniform(0, 1, n) ** draw(st.sampled_from([0, 1, 6])) * (
-        rng.random(n) >= draw(st.sampled_from([0, 0.3]))
-    )
-    first = draw(st.none() | st.integers(0, n - 1))
-    return features, torch.tensor(weight), draw(st.integers(1, n)), first
-
-
-def left_by_least_squares(features, kept):
-    """||v_i - P_S v_i||^2 in double, by numpy's SVD of the kept rows at length 1."""
-    rows = features.double().numpy()
-    norms = np.linalg.norm(rows[kept], axis=1, keepdims=True)
-    basis = rows[kept][norms[:, 0] > 0] / norms[norms[:, 0] > 0]
-    if len(basis):
-        _, sizes, directions = np.linalg.svd(basis, full_matrices=False)
-        directions = directions[sizes > 1e-13 * sizes[0]]
-        for _ in range(2):
-            rows = rows - (rows @ directions.T) @ directions
-    return (rows**2).sum(axis=1)
-
-
-def certify(features, weight, order, first, steps):
-    """At each of the steps, the row taken is within rounding of the best."""
-    assert len(set(order)) == len(order)
-    own = (features.double().numpy() ** 2).sum(axis=1)
-    eps, weight = torch.finfo(features.dtype).eps, weight.numpy()
-    for step in steps:
-        if step == 0 and first is not None:
-            assert order[0] == first
-            continue
-        scores = weight * left_by_least_squares(features, order[:step])
-        scores[order[:step]] = 0
-        rounding = 1e4 * eps**2 * (weight * own).max()
-        certain = scores - weight * (200 * eps) ** 2 * own  # what may be rounding of the row itself
-        assert scores[order[step]] >= certain.max() * (1 - TOLERANCE[features.dtype]) - rounding
+from residual_problems import KINDS, certify, features_of, problems
 
 
 @given(problems(st.integers(1, 40), st.integers(1, 24)))
@@ -113,6 +48,35 @@ def test_a_shorter_run_is_a_prefix_though_it_computes_less(kind):
     longest = select_residual(features, 300).tolist()
     for k in (1, 31, 33, 64, 99, 101, 200):
         assert select_residual(features, k).tolist() == longest[:k]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_shorter_run_is_a_prefix_where_all_steps_are_ties(seed):
+    """A simplex far from the origin, rotated: every choice is rounding, and the same for all k."""
+    generator = torch.Generator().manual_seed(seed)
+    turned = torch.linalg.qr(torch.randn(300, 300, generator=generator)).Q
+    features = (torch.eye(300) + 0.2)[:200] @ turned
+    longest = select_residual(features, 200).tolist()
+    for k in (5, 40, 66, 67, 120):
+        assert select_residual(features, k).tolist() == longest[:k]
+
+
+@pytest.mark.parametrize("tiny", [1e-78, 1e-160, 1e-300])
+@pytest.mark.parametrize("impl", ["reference", "columns"])
+def test_rows_of_hardly_any_length_beside_ordinary_ones(tiny, impl):
+    rows = torch.eye(140, dtype=torch.float64)
+    rows[2] *= tiny
+    assert select_residual(rows, 139, impl=impl).tolist() == [0, 1, *range(3, 140)]
+
+
+@pytest.mark.parametrize("impl", ["reference", "columns"])
+def test_equal_lengths_are_equal_in_every_layout(impl):
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randn(8192, generator=generator)
+    rows = torch.stack([row[torch.randperm(8192, generator=generator)] for _ in range(64)])
+    expected = select_residual(rows, 20, impl=impl).tolist()
+    assert expected[0] == 0
+    assert select_residual(rows.T.contiguous().T, 20, impl=impl).tolist() == expected
 
 
 @pytest.mark.parametrize("impl", ["reference", "columns"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.bench.speed import memory, passing
+from foveate.bench.speed import memory, passing, running
 from foveate.bench.speed.benchmark import Benchmark
 from foveate.bench.speed.clock import clock_of
 from foveate.bench.speed.contestants import STOCK, WHOLE, contestants
@@ -17,6 +17,7 @@ from foveate.bench.speed.presets import PRESETS, build
 from foveate.bench.speed.running import Effort, order, run
 from foveate.bench.speed.spread import spread
 from foveate.bench.speed.store import FILE, Store
+from foveate.bench.speed.subject import Subject
 from foveate.errors import InvalidInputs, InvalidOption
 from speedy import Still, shrink_presets, tiny_subject
 
@@ -123,6 +124,20 @@ def test_all_arms_are_cut_at_the_same_points(subject):
         assert (done.seconds["select"] == 0) == (one.key == STOCK)
 
 
+def test_counting_tokens_is_no_part_of_stocks_time(subject, monkeypatch):
+    clock, count, calls = Still(), Subject.visual_tokens, []
+
+    def slow(self, inputs):
+        calls.append(clock.now)
+        clock.now += 1000
+        return count(self, inputs)
+
+    monkeypatch.setattr(Subject, "visual_tokens", slow)
+    done = passed(subject, contestants("uniform", "8")[0], subject.inputs(None, 1), 3, clock)
+    assert calls
+    assert done.seconds == {"encode": 1, "select": 0, "prefill": 1, "decode": 1}
+
+
 def test_stock_is_generate_and_nothing_else(subject, monkeypatch):
     inputs, (stock, whole) = subject.inputs(None, 1), contestants("uniform", "8")[:2]
     monkeypatch.setattr(passing, "prune", None)
@@ -145,8 +160,9 @@ def test_caches_hold_what_the_arithmetic_says(subject, batch):
         # shrink() puts a masked column in front of a prompt without padding; a drop inside takes it off again.
         guards = [int(one.key != STOCK and (one.method != "fastv:layer=1" or layer == 0)) for layer in range(3)]
         guarded = zip(layers, guards, strict=True)
-        assert done.cached_per_layer == [tokens + text + guard + new - 1 for tokens, guard in guarded]
-        columns, heads, width, both, bytes_each = sum(done.cached_per_layer), 2, 12, 2, 4
+        cached = [layer.keys.shape[-2] for layer in done.cache.layers]
+        assert cached == [tokens + text + guard + new - 1 for tokens, guard in guarded]
+        columns, heads, width, both, bytes_each = sum(cached), 2, 12, 2, 4
         assert done.kv_bytes == batch * columns * heads * width * both * bytes_each
 
 
@@ -168,6 +184,12 @@ def test_both_arms_use_the_backend_that_was_asked_for(attention, monkeypatch):
     assert own.attention == attention
 
 
+def test_the_vision_towers_backend_is_told_where_it_differs():
+    own = tiny_subject()
+    own.model.set_attn_implementation({"vision_config": "eager"})
+    assert own.attention == "sdpa, eager"
+
+
 # --- rounds ---
 
 
@@ -184,6 +206,18 @@ def test_each_round_has_every_arm_once_in_an_order_of_its_own(subject):
     rounds = [t.round for t in store.timed.values()]
     assert rounds == sorted(rounds)  # no arm runs its repeats in one go
     assert store.rounds(case, [one.key for one in found]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_every_arm_has_passed_before_any_is_weighed(subject, warmup, monkeypatch):
+    events, weigh, run_once = [], running._weighed, running.passed
+    monkeypatch.setattr(running, "_weighed", lambda *a: events.append("weighed") or weigh(*a))
+    monkeypatch.setattr(running, "passed", lambda *a: events.append(a[1].key) or run_once(*a))
+    effort, told = Effort(repeats=1, warmup=warmup, new_tokens=2), []
+    found, _, _ = all_run(subject, effort=effort, progress=lambda label, passes: told.append(passes))
+    before = events[: events.index("weighed")]
+    assert sorted(before) == sorted([one.key for one in found] * max(1, warmup))
+    assert sum(told) == effort.passes(len(found))
 
 
 def test_results_are_complete(subject):
@@ -253,12 +287,27 @@ def test_other_settings_and_other_files_are_refused(tmp_path, monkeypatch):
         benchmark.store(plain, tmp_path)
 
 
-def test_what_does_not_fit_is_said_in_one_line(subject, monkeypatch):
-    def full(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def cuda_is_full(*arguments):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("foveate.bench.speed.running.passed", full)
-    with pytest.raises(InvalidInputs, match="batch 1 with 36 visual tokens: out of memory"):
+
+def cpu_is_full(*arguments):
+    torch.empty(2**55)  # more than can be addressed
+
+
+@pytest.mark.parametrize("full", [cuda_is_full, cpu_is_full])
+def test_what_does_not_fit_is_said_in_one_line(subject, monkeypatch, full):
+    monkeypatch.setattr(running, "passed", full)
+    with pytest.raises(InvalidInputs, match=r"batch 1 with 36 visual tokens: out of memory.*--sizes$"):
+        all_run(subject)
+
+
+def test_other_errors_are_not_called_a_lack_of_memory(subject, monkeypatch):
+    def wrong(*arguments):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(running, "passed", wrong)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
         all_run(subject)
 
 
@@ -289,6 +338,8 @@ def test_where_memory_is_not_told_it_is_not_measured(monkeypatch, tmp_path):
 
 def test_intervals_of_medians_are_between_order_statistics():
     assert spread([3.0]).confidence == 0
+    assert [spread([2] * repeats).sign for repeats in (1, 5, 6)] == [0, 0, 1]
+    assert [spread([0.5] * repeats).sign for repeats in (1, 5, 6)] == [0, 0, -1]
     six = spread([6, 1, 5, 2, 4, 3])
     assert (six.median, six.interval, six.confidence) == (3.5, (1, 6), 1 - 2 / 64)
     nine = spread(range(9))

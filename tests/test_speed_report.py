@@ -1,5 +1,6 @@
 """From seconds to tables, page and plots; a slow-down is called one. And the command."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from foveate.bench.speed import passing, speed_tables, write_documents
+from foveate.bench.speed import passing, plots, speed_tables, write_documents
 from foveate.bench.speed.cells import layers, milliseconds, size, speedup
 from foveate.bench.speed.contestants import contestants
 from foveate.bench.speed.running import Effort, run
@@ -33,15 +34,15 @@ SIZES = (64, 256, 576)
 
 
 def printed(summary):
-    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=300, record=True, file=io.StringIO())
     for table in speed_tables(summary):
         console.print(table)
     return console.export_text()
 
 
-def made_up(sizes=SIZES, seconds=lambda one, tokens: 1.0, repeats=6):
+def made_up(sizes=SIZES, seconds=lambda one, tokens: 1.0, repeats=6, keep="8,16"):
     """Every stage takes what ``seconds`` says, a per cent more in each round."""
-    found, store = contestants("spare,fastv", "8,16"), Store()
+    found, store = contestants("spare,fastv", keep), Store()
     for tokens in sizes:
         for one in found:
             for number in range(repeats):
@@ -104,6 +105,15 @@ def test_ratios_are_taken_within_a_round_and_break_even_from_the_intervals():
     assert row["decode_per_token"]["median"] == pytest.approx(0.064 * 1.025 / 3)
 
 
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_few_repeats_leave_all_unclear(repeats):
+    summary = made_up(seconds=crossing, repeats=repeats)
+    assert {entry[name] for entry in summary["break_even"] for name in ("first_token", "end_to_end")} == {None}
+    text = printed(summary)
+    assert "2.00x unclear (2.00–2.00)" in text
+    assert not any(word in text for word in ("faster", "slower"))
+
+
 def test_rounds_that_were_cut_do_not_count():
     found, store = contestants("spare", "8"), Store()
     for number, present in ((0, 3), (1, 2)):
@@ -115,6 +125,21 @@ def test_rounds_that_were_cut_do_not_count():
     summary = summarise(found, [(64, 1)], store, CONTEXT)
     assert summary["context"]["repeats"] == 1
     assert summary["context"]["load"] is None
+
+
+def test_commits_and_load_are_of_what_is_shown():
+    found, store = contestants("spare,uniform", "8"), Store()
+    stages = dict.fromkeys(("encode", "select", "prefill", "decode"), 1.0)
+    passes = [(64, one, 0, 1.5, "shown") for one in found]
+    passes += [(64, found[0], 1, 7.0, "cut"), (576, found[0], 0, 8.0, "other case")]
+    for tokens, one, number, load, commit in passes:
+        load, commit = (9.0, "other arm") if one.method == "uniform" else (load, commit)
+        store.add(Timed(tokens, 1, one.key, number, 0, stages, 4, load, commit))
+    for one in found:
+        store.add(Weighed(64, 1, one.key, None, 1, 70, [64], "sdpa", "float32", None))
+    context = summarise(found[:3], [(64, 1)], store, CONTEXT)["context"]
+    assert context["commits"] == ["shown"]
+    assert context["load"] == [1.5, 1.5]
 
 
 def test_one_new_token_has_no_decoding_to_compare():
@@ -132,7 +157,7 @@ def test_one_new_token_has_no_decoding_to_compare():
 def test_the_page_and_its_plots(sizes, tmp_path):
     pytest.importorskip("matplotlib")
     page = write_documents(made_up(sizes, crossing), tmp_path, "foveate bench speed")
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for words in (
         "a machine",
         "commit abc123",
@@ -151,6 +176,13 @@ def test_the_page_and_its_plots(sizes, tmp_path):
         assert picture.width > 600
         assert len(set(picture.resize((200, 100)).get_flattened_data() if hasattr(picture, "get_flattened_data")
                        else picture.resize((200, 100)).getdata())) > 20  # fmt: skip
+
+
+def test_counts_and_fractions_share_an_axis_of_tokens_kept():
+    pytest.importorskip("matplotlib")
+    figure = plots._break_even(made_up((576,), crossing, keep="64,0.5,0.11"))
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["63", "64", "288"]
+    assert figure.axes[-1].get_xlabel() == "tokens kept"
 
 
 def test_numbers_as_text():
@@ -189,13 +221,13 @@ def test_the_command_writes_results_a_page_and_goes_on(monkeypatch, tmp_path):
         "repeats",
     ):
         assert words in result.stdout
-    text = Path("docs/performance.md").read_text()
+    text = Path("docs/performance.md").read_text(encoding="utf-8")
     assert "bench speed --preset qwen2.5-vl-0.5b" in text
-    lines = Path("out/speed.jsonl").read_text().splitlines()
+    lines = Path("out/speed.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 4 * 4 * (2 + 1)
     again = command(*options, "--json")
     assert again.exit_code == 0, again.output
-    assert Path("out/speed.jsonl").read_text().splitlines() == lines
+    assert Path("out/speed.jsonl").read_text(encoding="utf-8").splitlines() == lines
     assert [case["tokens"] for case in json.loads(again.stdout)["cases"]] == [16, 16, 64, 64]
 
 

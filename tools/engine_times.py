@@ -1,14 +1,12 @@
 """Times `select_residual` on a CPU against what else gives the same rows: a Markdown table.
 
-    OMP_NUM_THREADS=2 PYTHONPATH=src python tools/engine_times.py --out engine_times.jsonl
+    python tools/engine_times.py --out build/engine.jsonl --page docs/engine.md
 
 Each cell of the grid runs all of them in turn, several times, and appends a line to ``--out``; a second run
 measures only the cells that are missing there. Ratios hold on a busy machine too, single times do not.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
@@ -21,11 +19,15 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from foveate.bench.lines import add_line, read_lines
+from foveate.bench.machine import code, commit, machine, versions
 from foveate.select import select_residual
 
 SHAPES = ((576, 4096), (1296, 3584), (2880, 4096))
 COUNTS = (32, 64, 192, 320)
 KINDS = ("image", "noise")
+BEGIN, END = "<!-- tools/engine_times.py -->", "<!-- end -->"
+REST = 0.3  # seconds: threads of OpenBLAS (geqp3, pstrf) spin for about 0.1 s after their work, beside the next
 
 
 def image(n: int, d: int) -> Tensor:
@@ -59,8 +61,8 @@ def by_deflation(rows: Tensor, k: int) -> list[int]:
 
 def by_pivoted_qr(rows: Tensor, k: int) -> list[int]:
     """(b) LAPACK geqp3, which cannot stop after k columns."""
-    (_, pivots) = scipy.linalg.qr(rows.numpy().T, mode="raw", pivoting=True, check_finite=False)[1:]
-    return pivots[:k].tolist()
+    pivots = scipy.linalg.lapack.sgeqp3(rows.numpy().T.copy(order="F"), overwrite_a=True)[1]
+    return (pivots[:k] - 1).tolist()
 
 
 def by_gram_loop(rows: Tensor, k: int) -> list[int]:
@@ -98,28 +100,33 @@ RIVALS: dict[str, Callable[[Tensor, int], list[int]]] = {
 }
 
 
-SLOW = ("(a) deflation", "(b) geqp3")
+SLOW = ("(a) deflation", "(b) geqp3")  # in the first rounds alone
 
 
 def measured(kind: str, n: int, d: int, k: int, repeats: int) -> dict:
-    """Milliseconds of ours, how many times longer the others take, and on how many first rows they agree.
+    """Milliseconds of ours, how many times longer the others take, and on how many first rows all agree.
 
-    Ratios are taken within a round, where all run one after the other, and are then their median. The slow
-    ones, (a) and (b), are in the first rounds alone.
+    Ratios are taken within a round, where all run one after the other, and are then their median. What runs
+    first is a round that is not counted.
     """
     rows = {"image": image, "noise": noise}[kind](n, d)
     four = torch.stack([rows] * 4)
     rivals = {**RIVALS, "4 at once": lambda _, count: select_residual(four, count).tolist()[0]}
+    slow = 3 if n * k <= 576 * 64 else 1
     ratios: dict[str, list[float]] = {name: [] for name in rivals}
-    ours, orders = [], {name: rival(rows, k) for name, rival in rivals.items() if name not in SLOW}  # warms up
-    for number in range(repeats):
-        times = {}
+    ours, agree = [], k
+    for number in range(repeats + 1):
+        times, orders = {}, {}
         for name, rival in rivals.items():
-            if name in SLOW and number >= (3 if n * k <= 576 * 64 else 1):
+            if name in SLOW and number > slow:
                 continue
+            time.sleep(REST)
             start = time.perf_counter()
             orders[name] = rival(rows, k)
             times[name] = 1000 * (time.perf_counter() - start)
+        if number == 0:
+            agree = min(_common(orders["ours"], order) for order in orders.values())
+            continue
         times["4 at once"] /= 4
         ours.append(times["ours"])
         for name, taken in times.items():
@@ -127,8 +134,9 @@ def measured(kind: str, n: int, d: int, k: int, repeats: int) -> dict:
     return {
         **{"kind": kind, "n": n, "d": d, "k": k, "ours_ms": statistics.median(ours), "fastest_ms": min(ours)},
         "ratios": {name: statistics.median(values) for name, values in ratios.items()},
-        "agree": {name: _common(orders["ours"], order) for name, order in orders.items()},
-        **_place(),
+        "rounds": {name: len(values) for name, values in ratios.items()},
+        "agree": agree,
+        "commit": commit(),
     }
 
 
@@ -136,29 +144,23 @@ def _common(one: list[int], other: list[int]) -> int:
     return int(np.cumprod(np.equal(one, other)).sum())
 
 
-def _place() -> dict:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor()
-    versions = f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}"
-    return {"processor": processor, "threads": torch.get_num_threads(), "versions": versions}
-
-
-def table(cells: list[dict]) -> str:
+def table(settings: dict, cells: list[dict]) -> str:
     """Milliseconds of ours, and how many times longer the others take."""
     names = [*(name for name in RIVALS if name != "ours"), "4 at once"]
-    lines = [f"{c['processor']}, {c['threads']} threads, {c['versions']}" for c in cells[-1:]]
-    lines += [
+    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
+    commits = ", ".join(sorted({str(cell["commit"]) for cell in cells}))
+    lines = [
+        f"{settings['machine']}; {versions}; commit {commits}. Medians of {settings['repeats']} rounds, of (a) "
+        "and (b) of 3 at 576 rows and k up to 64, else of 1; *same* is how many first rows all agree on.",
         "",
-        "| rows | N x D | k | ours, ms | " + " | ".join(names) + " (each) |",
-        "|---" * (4 + len(names)) + "|",
+        "| rows | N x D | k | ours, ms | " + " | ".join(names) + " (each) | same |",
+        "|---" * (5 + len(names)) + "|",
     ]
     for cell in cells:
         ratios = " | ".join(f"{cell['ratios'][name]:.2f}x" for name in names)
         lines.append(
-            f"| {cell['kind']} | {cell['n']} x {cell['d']} | {cell['k']} | {cell['ours_ms']:.1f} | {ratios} |"
+            f"| {cell['kind']} | {cell['n']} x {cell['d']} | {cell['k']} | {cell['ours_ms']:.1f} | {ratios} "
+            f"| {cell['agree']} |"
         )
     return "\n".join(lines)
 
@@ -167,7 +169,8 @@ def main() -> None:
     """Measure the cells that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("engine_times.jsonl"))
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--page", type=Path, help="a Markdown page, whose table is replaced")
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--rows", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--only", nargs="+", help="shapes such as 576x4096; all by default")
     parser.add_argument("--k", type=int, nargs="+", default=list(COUNTS))
@@ -179,15 +182,24 @@ def main() -> None:
         for kind in arguments.rows
         if not arguments.only or f"{n}x{d}" in arguments.only
     ]
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
-    cells = {(c["kind"], c["n"], c["d"], c["k"]): c for c in map(json.loads, lines)}
+    settings = {
+        "machine": machine(torch.device("cpu")),
+        "versions": {**versions(), "numpy": np.__version__, "scipy": scipy.__version__},
+        "code": code(()),
+        "repeats": arguments.repeats,
+    }
+    known = read_lines(arguments.out, settings)
+    cells = {(c["kind"], c["n"], c["d"], c["k"]): c for c in known}
     for position, cell in enumerate(wanted, start=1):
-        print(f"{position}/{len(wanted)} {cell}{' (known)' if cell in cells else ''}", file=sys.stderr, flush=True)
+        print(f"{position}/{len(wanted)} {cell}{' (known)' * (cell in cells)}", file=sys.stderr, flush=True)
         if cell not in cells:
             cells[cell] = measured(*cell, arguments.repeats)
-            with arguments.out.open("a") as out:
-                out.write(json.dumps(cells[cell]) + "\n")
-    print(table([cells[cell] for cell in wanted]))
+            add_line(arguments.out, cells[cell])
+    text = table(settings, [cells[cell] for cell in wanted])
+    print(text)
+    if arguments.page:
+        before, rest = arguments.page.read_text(encoding="utf-8").split(BEGIN)
+        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from foveate.select.residual_columns import order_by_columns
 from foveate.select.residual_reference import Basis, order_by_steps
 from foveate.select.residual_rows import filled, relative, scaled
 
-Implementation = Literal["auto", "reference", "columns"]
+Implementation = Literal["auto", "reference", "columns", "triton"]
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def select_residual(
         weight: ``[N]`` (or ``[B, N]``), >= 0, fixed during the selection; None means 1.
         first: index of a row to start with, or ``[B]`` of them; None starts with the largest score.
         impl: how to compute it; equal but for near ties. ``reference`` runs anywhere, ``columns`` on a CPU and
-            faster; ``auto`` takes the fastest that can run.
+            ``triton`` on a GPU, both faster; ``auto`` takes the fastest that can run.
 
     Returns:
         ``[k]`` or ``[B, k]`` int64, in order of selection.
@@ -62,17 +62,17 @@ def select_residual(
     n = features.shape[-2]
     check_count(k, n)
     check_weight(weight, features)
-    impl = _implementation(impl, features.device)
-    if features.dim() == 2:
-        return _select(features, k, weight, _row_index(first, n), impl)
-    starts = first if isinstance(first, Tensor) and first.dim() == 1 else [first] * len(features)
-    if len(starts) != len(features):
-        raise InvalidFeatures(f"first has {len(starts)} entries: allowed is one per batch item, {len(features)}")
-    orders = [
-        _select(item, k, None if weight is None else weight[b], _row_index(starts[b], n), impl)
-        for b, item in enumerate(features)
-    ]
-    return stacked(orders, k, features.device)
+    chosen = _implementation(impl, features)
+    items = features if features.dim() == 3 else features[None]
+    weights = weight if weight is None or features.dim() == 3 else weight[None]
+    indices = _row_indices(first, len(items), features.dim() == 3, n)
+    orders = _together(items, k, weights, indices, impl) if chosen == "triton" and len(items) else None
+    if orders is None:
+        each = [None] * len(items) if weights is None else weights
+        orders = stacked(
+            [_select(*one, k, chosen) for one in zip(items, each, indices, strict=True)], k, features.device
+        )
+    return orders if features.dim() == 3 else orders[0]
 
 
 @torch.no_grad()
@@ -129,6 +129,14 @@ def optimal_energy(features: Tensor, k: int) -> Tensor:
     return tails / tails[0] if tails[0] > 0 else tails
 
 
+def _row_indices(first: int | Tensor | None, batch: int, several: bool, n: int) -> list[int | None]:
+    if not (several and isinstance(first, Tensor) and first.dim() == 1):
+        return [_row_index(first, n)] * batch
+    if len(first) != batch:
+        raise InvalidFeatures(f"first has {len(first)} entries: allowed is one per batch item, {batch}")
+    return [_row_index(index, n) for index in first.tolist()]  # one copy from a GPU, not one per item
+
+
 def _row_index(index: int | Tensor | None, n: int) -> int | None:
     if index is None:
         return None
@@ -138,15 +146,47 @@ def _row_index(index: int | Tensor | None, n: int) -> int | None:
     return int(index)
 
 
-def _implementation(impl: Implementation, device: torch.device) -> Implementation:
+def _implementation(impl: Implementation, features: Tensor) -> Implementation:
+    device = features.device
     if impl not in get_args(Implementation):
         raise InvalidOption(f"impl={impl!r}: allowed are {', '.join(get_args(Implementation))}")
     if impl == "columns" and device.type != "cpu":
-        raise InvalidOption(f"impl={impl!r} on {device}: it runs on a CPU alone; allowed here are auto, reference")
+        raise InvalidOption(
+            f"impl={impl!r} on {device}: it runs on a CPU alone; allowed here are auto, reference, triton"
+        )
+    if impl == "triton" or (impl == "auto" and device.type == "cuda"):
+        fault = _triton_fault(features)
+        if fault is not None and impl == "triton":
+            others = "auto, reference, columns" if device.type == "cpu" else "auto, reference"
+            raise InvalidOption(f"impl={impl!r} cannot run: {fault}; allowed here are {others}")
+        return "triton" if fault is None else "reference"
     return impl if impl != "auto" else "columns" if device.type == "cpu" else "reference"
 
 
-def _select(features: Tensor, k: int, weight: Tensor | None, first: int | None, impl: Implementation) -> Tensor:
+def _triton_fault(features: Tensor) -> str | None:
+    try:
+        from foveate.select import residual_triton  # here, so that nobody else needs Triton
+    except (ImportError, AttributeError) as error:  # none, or one too old to have what is imported of it
+        return f"Triton cannot be imported ({error})"
+    return residual_triton.fault(features)
+
+
+def _together(
+    items: Tensor, k: int, weights: Tensor | None, first: list[int | None], impl: Implementation
+) -> Tensor | None:
+    """A batch by Triton; None where the GPU has too little for its kernel and ``impl`` leaves the choice."""
+    from foveate.select import residual_triton
+
+    starts = None if first[0] is None else torch.tensor(first, device=items.device)
+    try:
+        return residual_triton.select_by_triton(items, k, weights, starts)
+    except InvalidOption:
+        if impl == "triton":
+            raise
+        return None
+
+
+def _select(features: Tensor, weight: Tensor | None, first: int | None, k: int, impl: Implementation) -> Tensor:
     rows, norms = scaled(features)
     weights = relative(weight, rows)
     ordered = order_by_columns if impl == "columns" else order_by_steps

@@ -21,16 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from foveate.select.residual_rows import RANK_TOLERANCE, TIE_TOLERANCE
+from foveate.select.residual_remainder import Remainder
+from foveate.select.residual_rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE
 
 Array = npt.NDArray[Any]
 
 EARLY = 64  # rows kept, until which more columns are wasted
 EARLY_PANEL, PANEL = 32, 48  # columns computed together; matrix products like these widths
-DOUBT = 1 / 3  # eps to this power is where energies become uncertain
-GRAM_SHARE = 1 / 3  # of the rows to keep, from where half of the whole matrix, by symmetry, costs less
-GRAM_BLOCK = 192  # rows of it at once
-GRAM_LEAST = 128  # rows, under which it makes no difference
 
 
 def order_by_columns(rows: Tensor, norms: Tensor, k: int, weights: Tensor, first: int | None) -> list[int]:
@@ -48,26 +45,21 @@ class _Residuals:
     """Every row's energy outside the rows kept, relative to the row as it was at the last restart."""
 
     def __init__(self, rows: Tensor, norms: Tensor, weights: npt.NDArray[np.float64], k: int) -> None:
-        self._rows = rows
+        self._left = Remainder(rows, norms)
         self._eps = torch.finfo(rows.dtype).eps
-        peak = norms.amax()
-        magnitude = (norms / peak if peak > 0 else norms).square()
+        self._tie = 1 - TIE_TOLERANCE * self._eps
+        self._scores = np.empty(len(rows))
         self.order: list[int] = []
-        self._weights = weights * magnitude.numpy()  # of free rows; 0 of those kept
-        self._whole = len(rows) >= GRAM_LEAST and k >= GRAM_SHARE * len(rows)
-        self._inverse = torch.where(norms > 0, 1 / norms, 0).to(rows.dtype)
-        self._whole &= float(self._inverse.amax()) ** 4 * torch.finfo(rows.dtype).tiny < 1  # no product vanishes
-        self._size = (norms > 0).to(norms.dtype)  # at the last restart, of the row's own
-        self._basis = rows[:0]  # orthonormal, of the rows kept before the last restart
+        self._weights = weights * self._left.magnitude.numpy()  # of free rows; 0 of those kept
+        self._spanned = 0  # dimensions taken out at restarts
         self._directions = rows.new_empty(PANEL, rows.shape[1])  # fresh memory is slower than the copy
-        self._factor = np.empty((min(k, *rows.shape), len(rows)), self._inverse.numpy().dtype)
+        self._factor = np.empty((min(k, *rows.shape), len(rows)), self._left.inverse.numpy().dtype)
         self._start()
 
     def _start(self) -> None:
-        self._energy = (self._size > 0).double().numpy()
+        self._energy = (self._left.size > 0).double().numpy()
         self._heaviest = self._weights.max()  # or more: rows kept since count until it matters
         self._columns: dict[int, tuple[Array, int]] = {}  # and how many of the rows kept are out of it
-        self._gram: Array | None = None
         self._kept: list[int] = []  # since the restart, without those that added nothing
 
     def winner(self) -> int | None:
@@ -81,24 +73,24 @@ class _Residuals:
 
     def keep(self, index: int) -> None:
         """Take the row, and its share from every energy."""
-        energy, count = self._energy[index], len(self._kept)
-        if energy > (RANK_TOLERANCE * self._eps) ** 2 and len(self._basis) + count < len(self._factor):
+        energy, count = float(self._energy[index]), len(self._kept)
+        if energy > (RANK_TOLERANCE * self._eps) ** 2 and self._spanned + count < len(self._factor):
             if index not in self._columns:
                 self._compute_columns(index)
             column, done = self._columns[index]
+            share = self._factor[count]
             if done < count:
                 since = self._factor[done:count]
-                column = column - np.dot(since[:, index], since)
-            share = np.multiply(column, energy**-0.5, out=self._factor[count], casting="same_kind")
+                column = np.subtract(column, np.dot(since[:, index], since), out=share)
+            np.multiply(column, energy**-0.5, out=share)
             self._energy -= share * share
             self._kept.append(index)
         self.order.append(index)
         self._weights[index] = 0
 
     def _best(self) -> tuple[int, float]:
-        scores = self._weights * self._energy
-        index = scores.argmax()
-        index = int((scores >= scores[index] * (1 - TIE_TOLERANCE * self._eps)).argmax())
+        scores = np.multiply(self._weights, self._energy, out=self._scores)
+        index = int((scores >= scores[scores.argmax()] * self._tie).argmax())
         return index, float(scores[index])
 
     def _is_certain(self, index: int, score: float) -> bool:
@@ -124,54 +116,17 @@ class _Residuals:
         width = EARLY_PANEL if len(self._kept) < EARLY else PANEL
         panel = np.argpartition(-scores, min(width, len(scores)) - 1)[:width]
         panel = panel[scores[panel] > 0]
-        columns, count = self._gram_rows(panel), len(self._kept)
-        columns -= self._factor[:count, panel].T @ self._factor[:count]
-        self._columns.update((row, (column, count)) for row, column in zip(panel.tolist(), columns, strict=True))
-
-    def _gram_rows(self, panel: npt.NDArray[np.intp]) -> Array:
-        columns: Array
-        chosen = torch.from_numpy(panel)
-        lengths = self._inverse[chosen, None]
-        if not self._whole:
-            directions = self._directions[: len(panel)]
-            torch.index_select(self._rows, 0, chosen, out=directions).mul_(lengths)
-            columns = (self._rows @ directions.T).mul_(self._inverse[:, None]).T.contiguous().numpy()
-            return columns
-        if self._gram is None:
-            self._gram = _gram_by_halves(self._rows)
-        columns = self._gram[panel] * self._inverse.numpy() * lengths.numpy()
-        return columns
+        rows, inverse, count = self._left.rows, self._left.inverse, len(self._kept)
+        directions, chosen = self._directions[: len(panel)], torch.from_numpy(panel)
+        torch.index_select(rows, 0, chosen, out=directions).mul_(inverse[chosen, None])
+        columns = (rows @ directions.T).mul_(inverse[:, None]).T.contiguous()
+        factor = torch.from_numpy(self._factor[:count])
+        columns.addmm_(torch.from_numpy(self._factor[:count, panel]).T, factor, alpha=-1)
+        self._columns.update(
+            (row, (column, count)) for row, column in zip(panel.tolist(), columns.numpy(), strict=True)
+        )
 
     def _restart(self) -> None:
-        """Take the part in the span of the rows kept out of all rows, "twice is enough"."""
-        kept = torch.tensor(self._kept)
-        span = torch.linalg.qr((self._rows[kept] * self._inverse[kept, None]).T).Q.T
-        span = torch.linalg.qr(_outside(span, self._basis).T).Q.T
-        self._basis = torch.cat([self._basis, span])
-        residual = _outside(self._rows * self._inverse[:, None], self._basis)
-        shrunk = torch.linalg.vector_norm(residual, dim=1, dtype=self._size.dtype)
-        size = self._size * shrunk
-        explained = size <= RANK_TOLERANCE * self._eps
-        if len(self._basis) == min(self._rows.shape):
-            explained[:] = True
-        self._size = torch.where(explained, 0, size)
-        self._weights *= torch.where(explained, 0, shrunk).square().numpy()
-        self._rows = residual
-        self._inverse = torch.where(explained, 0, 1 / shrunk).to(residual.dtype)
+        self._weights *= self._left.take_out(torch.tensor(self._kept)).numpy()
+        self._spanned += len(self._kept)
         self._start()
-
-
-def _gram_by_halves(rows: Tensor) -> Array:
-    gram = rows.new_empty(len(rows), len(rows))
-    for start in range(0, len(rows), GRAM_BLOCK):
-        stop = start + GRAM_BLOCK
-        torch.mm(rows[start:], rows[start:stop].T, out=gram[start:, start:stop])
-        gram[start:stop, stop:] = gram[stop:, start:stop].T
-    halves: Array = gram.numpy()
-    return halves
-
-
-def _outside(rows: Tensor, basis: Tensor) -> Tensor:
-    for _ in range(2):
-        rows = rows - (rows @ basis.T) @ basis
-    return rows

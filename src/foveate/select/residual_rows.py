@@ -9,6 +9,7 @@ from foveate.errors import InvalidFeatures
 # rounding; scores within TIE_TOLERANCE * eps of the best are ties and go to the lowest index.
 RANK_TOLERANCE = 64.0
 TIE_TOLERANCE = 32.0
+DOUBT = 1 / 3  # eps to this power is where energies of a Cholesky factorisation become uncertain
 
 
 def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,7 @@ def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
         InvalidFeatures: NaN or infinite values.
     """
     rows = features.detach()
-    rows = rows if rows.dtype == torch.float64 else rows.float()
+    rows = (rows if rows.dtype == torch.float64 else rows.float()).contiguous()  # sums hang on the layout
     limit = torch.finfo(rows.dtype).max ** 0.4
     norms = torch.linalg.vector_norm(rows, dim=1)  # the one pass over rows of ordinary magnitude
     peak = norms.amax()  # NaN wins
@@ -36,12 +37,12 @@ def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def relative(weight: Tensor | None, rows: Tensor) -> Tensor:
-    """``[N]`` weights in `wide`, the largest 1."""
+    """``[..., N]`` weights in `wide`, the largest of each ``N`` 1; ``[N]`` ones where there are none."""
     if weight is None:
         return rows.new_ones(len(rows), dtype=wide(rows.device))
-    weight = weight.detach()
-    peak = weight.amax()
-    return (weight / peak if peak > 0 else weight).to(rows.device, wide(rows.device))
+    weight = weight.detach().to(rows.device, wide(rows.device))  # before any quotient is rounded
+    peak = weight.amax(dim=-1, keepdim=True)
+    return torch.where(peak > 0, weight / peak, weight)
 
 
 def wide(device: torch.device) -> torch.dtype:

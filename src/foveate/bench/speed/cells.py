@@ -17,7 +17,7 @@ def milliseconds(entry: Plain, spread: bool = False) -> str:
 
 
 def speedup(entry: Plain | None) -> str:
-    """``0.80x slower (0.75–0.85)``: times as fast as stock, with its interval; unclear where that includes 1."""
+    """``0.80x slower (0.75–0.85)``: times as fast as stock, with its interval; unclear as `Spread.sign` says."""
     if entry is None:
         return DASH
     low, high = entry["interval"]

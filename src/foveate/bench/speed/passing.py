@@ -48,11 +48,6 @@ class Passed:
         stored = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
         return sum(part.numel() * part.element_size() for part in stored)
 
-    @property
-    def cached_per_layer(self) -> list[int]:
-        """Columns in each layer's cache."""
-        return [int(layer.keys.shape[-2]) for layer in self.cache.layers]
-
 
 @torch.inference_mode()
 def passed(
@@ -72,6 +67,7 @@ def passed(
         start = clock.mark()
         if contestant.arm is None:
             output = model.generate(**inputs, **options, streamer=watch)
+            end = clock.mark()  # at once: what is counted below would be taken for decoding
             prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
         else:
             parts = Parts.of(contestant.arm.method, contestant.arm.budget, None)
@@ -88,10 +84,10 @@ def passed(
             select = taken["relevance"] + taken["select"] + taken["shrink"]
             with dropping(model, family_of(model), pruned, parts.inside) as drops:
                 output = model.generate(**pruned, **options, streamer=watch)
+            end = clock.mark()
             decided = repr(pruned.report.method if drops is None else contestant.arm.method)
             prompt = pruned["input_ids"].shape[1]
             layers = pruned.report.tokens_per_layer[0] if drops is None else drops.tokens_per_layer[0]
-        end = clock.mark()
     entered, first = watch.points
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))

@@ -1,12 +1,14 @@
 """The plots of `docs/performance.md`, from the summary. Needs matplotlib (``pip install "foveate[plot]"``)."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from foveate.bench.quality.plots import COLOURS, DPI, MARKERS, SIZE
 from foveate.bench.speed.contestants import STOCK, WHOLE
 from foveate.bench.speed.passing import STAGES
 from foveate.bench.speed.summary import PAYS
+from foveate.budget import Budget
 
 Plain = dict[str, Any]
 
@@ -48,7 +50,7 @@ def _stages(data: Plain) -> Any:
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     right.set_xlabel(f"end to end with {data['context']['new_tokens']} new tokens, ms (medians)")
     right.legend(frameon=False, ncols=len(STAGES), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.suptitle(_title(data, case), fontsize=SIZE)
+    _entitle(figure, _title(data, case))
     return figure
 
 
@@ -77,7 +79,7 @@ def _break_even(data: Plain) -> Any:
     if methods:
         handles = panels[0][0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", frameon=False, ncols=6)
-    figure.suptitle(f"{_title(data, cases[-1], over_sizes)}; in the shade pruning slows down", fontsize=SIZE)
+    _entitle(figure, f"{_title(data, cases[-1], over_sizes)}; in the shade pruning slows down")
     return figure
 
 
@@ -91,7 +93,9 @@ def _panel(axes: Any, cases: list[Plain], method: str, measure: str, over_sizes:
             for column in zip(*rows, strict=True)
         }
     else:
-        lines = {"": sorted(((row["keep"], row["speedup"][measure]) for row in rows[0]), key=lambda pair: pair[0])}
+        # A budget is a count or a fraction: only what it comes to can be on one axis.
+        kept = [(Budget(row["keep"]).count(cases[0]["tokens"]), row["speedup"][measure]) for row in rows[0]]
+        lines = {"": sorted(kept, key=lambda pair: pair[0])}
     for number, (label, points) in enumerate(lines.items()):
         middles = [ratio["median"] for _, ratio in points]
         bars = [[abs(ratio["median"] - ratio["interval"][side]) for _, ratio in points] for side in (0, 1)]
@@ -122,6 +126,12 @@ def _title(data: Plain, case: Plain, over_sizes: bool = False) -> str:
         f"{context['model'].partition(' (')[0]}, {tokens}batch {case['batch']}, {context['dtype']}, "
         f"{context['attention']}; {context['machine']}; {context['repeats']} repeats"
     )
+
+
+def _entitle(figure: Any, title: str) -> None:
+    """In as many lines as its width asks for: matplotlib cuts what does not fit."""
+    letters = int(figure.get_figwidth() * 72 / (0.62 * SIZE))
+    figure.suptitle("\n".join(wrap(title, letters)), fontsize=SIZE)
 
 
 def _figure(width: float, height: float) -> Any:

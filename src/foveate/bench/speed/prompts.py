@@ -12,7 +12,6 @@ from foveate.bench.speed.stand_in import QUESTION_IDS, WORDS
 from foveate.errors import InvalidOption
 
 PATCH = 14  # pixels
-BASE = 24  # tokens: the edge of a tile of LLaVA-NeXT
 TILINGS = {1752: (336, 672), 2928: (672, 672)}  # its tokens: of the whole image, of its tiles, of newlines
 
 

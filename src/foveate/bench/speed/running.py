@@ -23,6 +23,8 @@ from foveate.errors import InvalidInputs
 
 Progress = Callable[[str, int], None]  # is told what runs, and how many more passes there are
 DIGITS = 7  # of a second
+# Of a full CPU torch (alloc_cpu.cpp) raises a plain RuntimeError; the second is what it says on Windows.
+FULL = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Effort:
 
     Attributes:
         repeats: rounds, in each of which every contestant passes once.
-        warmup: passes of each contestant before any counts.
+        warmup: passes of each contestant before any counts; without any, what is weighed passes once before.
         new_tokens: of each answer.
     """
 
@@ -77,7 +79,9 @@ def run(
             cases.append(case)
             try:
                 _run_case(subject, contestants, case, inputs, store, effort, clock, progress)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
                 raise InvalidInputs(
                     f"batch {batch} with {case[0]} visual tokens: out of memory; allowed is what fits, a smaller "
                     "--batch or --sizes"
@@ -88,6 +92,10 @@ def run(
 def order(contestants: Sequence[Contestant], number: int) -> list[Contestant]:
     """Of a round: drawn by its number, so that no one always follows the same one."""
     return random.Random(number).sample(contestants, len(contestants))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)
 
 
 def _run_case(
@@ -112,6 +120,9 @@ def _run_case(
         for _ in range(effort.warmup):
             passed(subject, one, inputs, effort.new_tokens, clock)
             progress(f"{one.label}, warming up", 1)
+    for one in unknown if not effort.warmup else ():
+        # The first pass of all also pays for what is made once, such as arenas: no arm needs that by itself.
+        passed(subject, one, inputs, effort.new_tokens, clock)
     for one in unknown:
         store.add(_weighed(subject, one, case, inputs, effort.new_tokens, clock))
         progress(f"{one.label}, weighed", 1)

@@ -27,7 +27,9 @@ class Spread:
 
     @property
     def sign(self) -> int:
-        """Of a ratio: 1 or -1 where the interval lies above or below 1; 0 where it includes it."""
+        """Of a ratio: 1 or -1 where the interval lies above or below 1; 0 elsewhere, and of few repeats."""
+        if self.confidence < CONFIDENCE:  # a single repeat has an interval too, of one point
+            return 0
         return (self.interval[0] > 1) - (self.interval[1] < 1)
 
 

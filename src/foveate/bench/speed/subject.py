@@ -59,8 +59,9 @@ class Subject:
 
     @property
     def attention(self) -> str:
-        """The attention backends in force: of the language model, then of the rest where that differs."""
-        configs = (self.model.get_decoder().config, self.model.config)
+        """The backends in force: of the language model, then of the vision tower and the rest where other."""
+        whole = self.model.config
+        configs = (self.model.get_decoder().config, getattr(whole, "vision_config", whole), whole)
         return ", ".join(dict.fromkeys(str(config._attn_implementation) for config in configs))
 
     @property

@@ -38,7 +38,11 @@ def summarise(contestants: Sequence[Contestant], cases: Sequence[Case], store: S
         context: what was measured on what.
     """
     told = [_case(contestants, case, store) for case in cases]
-    timed = list(store.timed.values())
+    keys = [one.key for one in contestants]
+    # A store may know more: other cases and contestants, and rounds that were cut.
+    timed = [
+        store.timed[case, number, key] for case in cases for number in store.rounds(case, keys) for key in keys
+    ]
     loads = [one.load for one in timed if one.load is not None]
     context = {
         **context,

@@ -1,0 +1,23 @@
+"""The README's numbers are those of the pages that commands write."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def section(title):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_speed_is_what_the_page_says():
+    page, told = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), section("How much faster")
+    rows = [line for line in told.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 8
+    assert set(rows) <= set(page.splitlines())
+    shares = dict(re.findall(r"^\| (SPARE|ResPrune) 64 \| (\S+) % \|", page, flags=re.MULTILINE))
+    for number, name in re.findall(r"(\S+) % \((\w+)\)", told):
+        assert float(number) == round(float(shares[name]), 1)
+    for fact in re.findall(r"commit \w{12}|transformers [\d.]+|torch [\d.]+", told):
+        assert fact in page
