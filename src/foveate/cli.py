@@ -271,7 +271,9 @@ def measure_server(
     keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = bench.serve.BUDGETS,
     images: Annotated[int, typer.Option(help="Pictures of noise per round.")] = bench.serve.IMAGES,
     questions: Annotated[int, typer.Option(help="Requests about each picture.")] = bench.serve.QUESTIONS,
-    concurrency: Annotated[int, typer.Option(help="Requests under way at any time.")] = bench.serve.CONCURRENCY,
+    concurrency: Annotated[
+        str, typer.Option(help="Requests under way at any time, such as 1,4.")
+    ] = bench.serve.CONCURRENCY,
     max_new_tokens: Annotated[int, typer.Option(help="Length of every answer.")] = bench.serve.NEW_TOKENS,
     size: Annotated[
         tuple[int, int], typer.Option(help="Pixels of a picture, width and height.")
@@ -302,13 +304,14 @@ def measure_server(
     )
     if docs:
         bench.serve.check_documents(docs)
+    server = bench.serve.Server.find(url, timeout)
     bar = _progress()
     task = bar.add_task("", total=benchmark.requests)
     with bar:
         summary = benchmark.measure(
-            url, out, timeout=timeout, progress=lambda arm, count: bar.update(task, description=arm, advance=count)
+            server, out, progress=lambda arm, count: bar.update(task, description=arm, advance=count)
         )
-    page = docs and bench.serve.write_documents(summary, docs, _command(context), about)
+    page = docs and bench.serve.write_documents(summary, docs, _command(context, "about"), about)
     if as_json:
         print(json.dumps(summary))
         return
@@ -395,12 +398,17 @@ def _show(table: Table) -> None:
     Console(width=Console(width=1000).measure(table).maximum).print(table)
 
 
-def _command(context: typer.Context) -> str:
-    """The command that runs, for the reader: what differs from the defaults, of absolute paths the last part."""
+def _command(context: typer.Context, *without: str) -> str:
+    """The command that runs, for the reader: what differs from the defaults, of absolute paths the last part.
+
+    Args:
+        context: of the command.
+        without: names of options that are told elsewhere.
+    """
     parts = context.command_path.split()
     for option in context.command.params:
         value = context.params.get(option.name or "")
-        if value not in (None, False, option.default):
+        if value not in (None, False, option.default) and option.name not in without:
             values = [str(one) for one in (value if isinstance(value, tuple) else (value,))]
             shown = [Path(one).name if Path(one).is_absolute() else one for one in values]
             named = [] if option.param_type_name == "argument" else [option.opts[0]]

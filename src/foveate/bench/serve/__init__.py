@@ -12,7 +12,7 @@ from foveate.bench.serve.benchmark import (
     Benchmark,
 )
 from foveate.bench.serve.documents import check_documents, write_documents
-from foveate.bench.serve.server import TIMEOUT
+from foveate.bench.serve.server import TIMEOUT, Server
 from foveate.bench.serve.tables import context_line, serve_table
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "SIZE",
     "TIMEOUT",
     "Benchmark",
+    "Server",
     "check_documents",
     "context_line",
     "serve_table",

@@ -16,7 +16,8 @@ PANELS = {
 }
 READING = (
     "One server is asked the same questions about the same pictures by all arms in turn, in an order drawn for "
-    'each round; no pruning is `mm_processor_kwargs={"foveate": null}`. A first round is not counted.',
+    'each round; no pruning is `mm_processor_kwargs={"foveate": null}`. No other round has the same pictures, and '
+    "a first one is not counted.",
     "Times are medians over a round's requests, then over rounds. *Of no pruning* says how many times as good, "
     "with an interval between order statistics of the rounds' ratios; **faster** and **slower** are said only "
     "where it leaves out 1.",
@@ -36,7 +37,7 @@ def write_documents(data: dict[str, Any], folder: Path, command: str, server: st
         command: what writes it again.
         server: what started the server, and on what, in words; None where nobody said.
     """
-    rows = [cells(row, stock=index == 0) for index, row in enumerate(data["rows"])]
+    rows = [cells(row) for row in data["rows"]]
     parts = [
         "# Serving: a vLLM server under load",
         f"Written by `{command}`: all numbers come from its results.",
@@ -56,7 +57,7 @@ def _figure(data: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
     rows = data["rows"]
-    figure = Figure(figsize=(12.5, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(12.5, 1.2 + 0.34 * len(rows)), layout="constrained")
     for axes, (name, (title, scale)) in zip(
         figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True
     ):
@@ -64,8 +65,9 @@ def _figure(data: dict[str, Any]) -> Any:
         bars = [
             [scale * abs(row[name]["median"] - row[name]["quartiles"][side]) for row in rows] for side in (0, 1)
         ]
-        axes.barh(range(len(rows)), middles, xerr=bars, color=COLOURS[1], error_kw={"lw": 1, "capsize": 2})
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        colours = [COLOURS[3] if row["options"] is None else COLOURS[1] for row in rows]
+        axes.barh(range(len(rows)), middles, xerr=bars, color=colours, error_kw={"lw": 1, "capsize": 2})
+        axes.set_yticks(range(len(rows)), [f"{row['label']}, {row['concurrency']} at a time" for row in rows])
         axes.set_xlabel(f"{title} (median, quartiles)", fontsize=SIZE)
     figure.axes[0].invert_yaxis()
     return figure

@@ -22,16 +22,14 @@ class Load:
     """What is sent in each round.
 
     Attributes:
-        images: pictures per round; no two rounds have one in common.
+        images: pictures per round.
         questions: requests about each picture.
-        concurrency: requests that are under way at any time.
         new_tokens: length of every answer.
         size: pixels, width and height.
     """
 
     images: int
     questions: int
-    concurrency: int
     new_tokens: int
     size: tuple[int, int]
 
@@ -40,16 +38,16 @@ class Load:
         """Of a round."""
         return self.images * self.questions
 
-    def round(self, number: int) -> Iterator[tuple[str, str]]:
+    def round(self, seed: int) -> Iterator[tuple[str, str]]:
         """Data URL and question of each request; all pictures are asked about once before any is again."""
-        urls = [_data_url(number * self.images + index, self.size) for index in range(self.images)]
+        urls = [_data_url((seed, index), self.size) for index in range(self.images)]
         for turn in range(self.questions):
             for index, url in enumerate(urls):
                 which = index + turn
                 yield url, ASKED[turn % len(ASKED)].format(THINGS[which % len(THINGS)])
 
 
-def _data_url(seed: int, size: tuple[int, int]) -> str:
+def _data_url(seed: tuple[int, int], size: tuple[int, int]) -> str:
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()

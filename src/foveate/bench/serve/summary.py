@@ -27,30 +27,39 @@ MEASURES: dict[str, Callable[["Round"], float]] = {
 HIGHER = ("requests_per_second",)  # is better; the others are seconds
 
 
-def summarise(rounds: Mapping[str, Sequence["Round"]], arms: Mapping[str, Plain | None], settings: Plain) -> Plain:
+def summarise(
+    rounds: Mapping[tuple[int, str], Sequence["Round"]], arms: Mapping[str, Plain | None], settings: Plain
+) -> Plain:
     """Of all rounds but the warm-up.
 
     Args:
-        rounds: of each arm, in the same order; the first arm is no pruning.
-        arms: what each asks for.
+        rounds: by requests at a time and arm.
+        arms: what each asks for; the first is no pruning.
         settings: what was measured on what.
     """
-    stock = next(iter(rounds.values()))
+    stock = {level: rounds[level, next(iter(arms))] for level, _ in rounds}
     rows = [
         {
             "label": label,
+            "concurrency": level,
             "options": arms[label],
             **{name: _plain(spread([read(one) for one in own])) for name, read in MEASURES.items()},
-            "better": {name: _better(name, stock, own) for name in MEASURES},
+            "better": {name: _better(name, stock[level], own) for name in MEASURES},
             "prompt": fmean(answer.prompt for one in own for answer in one.answers),
             "found": {name: _share(own, *counters) for name, counters in COUNTERS.items()},
         }
-        for label, own in rounds.items()
+        for (level, label), own in rounds.items()
     ]
-    confidence = spread([1.0] * len(stock)).confidence
+    count = len(next(iter(stock.values())))
     commits = sorted({one.commit for own in rounds.values() for one in own if one.commit})
     return {
-        "context": {**settings, "rounds": len(stock), "confidence": confidence, "commits": commits},
+        "context": {
+            **settings,
+            "concurrency": [*stock],
+            "rounds": count,
+            "confidence": spread([1.0] * count).confidence,
+            "commits": commits,
+        },
         "rows": rows,
     }
 

@@ -10,6 +10,7 @@ from foveate.bench.tables import plain_table
 
 COLUMNS = (
     "arm",
+    "at a time",
     "requests/s",
     "of no pruning",
     "first token, ms",
@@ -22,12 +23,14 @@ COLUMNS = (
 )
 
 
-def cells(row: dict[str, Any], stock: bool) -> list[str]:
-    """Of one arm."""
+def cells(row: dict[str, Any]) -> list[str]:
+    """Of one arm, at one number of requests at a time."""
+    stock = row["options"] is None
     ratios = {name: DASH if stock else speedup(found) for name, found in row["better"].items()}
     found = [DASH if value is None else share(value) for value in row["found"].values()]
     return [
         row["label"],
+        str(row["concurrency"]),
         f"{row['requests_per_second']['median']:.3g}",
         ratios["requests_per_second"],
         milliseconds(row["first_token"]),
@@ -40,12 +43,12 @@ def cells(row: dict[str, Any], stock: bool) -> list[str]:
 
 
 def serve_table(data: dict[str, Any]) -> Table:
-    """One row per arm."""
+    """One row per arm and number of requests at a time."""
     table = plain_table(COLUMNS[0], title=f"medians of {data['context']['rounds']} rounds")
     for name in COLUMNS[1:]:
         table.add_column(name, justify="right", no_wrap=True)
-    for index, row in enumerate(data["rows"]):
-        table.add_row(*cells(row, stock=index == 0))
+    for row in data["rows"]:
+        table.add_row(*cells(row))
     return table
 
 
@@ -55,10 +58,11 @@ def context_line(data: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in context["versions"].items())
     commits = f", commit {', '.join(context['commits'])}" if context["commits"] else ""
     width, height = load["size"]
+    levels = " or ".join(map(str, context["concurrency"]))
     about = "once" if load["questions"] == 1 else f"{load['questions']} times"
     return (
         f"{context['model']} on vLLM {context['vllm']}; per round {load['images']} pictures of {width} x {height} "
-        f"pixels, each asked about {about}, {load['concurrency']} requests at a time, "
+        f"pixels, each asked about {about}, {levels} at a time, "
         f"{load['new_tokens']} new tokens; {context['rounds']} rounds (intervals of "
         f"{100 * context['confidence']:.0f} %); asked from {versions}{commits}."
     )
