@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import pad
 from transformers.video_utils import VideoMetadata
 
@@ -84,6 +85,33 @@ def test_positions_go_on_behind_max_model_len(folders):
         with pytest.raises(ValueError, match="99 tokens of this prompt's images would be dropped: allowed are 96"):
             bench.answers([fewest])
         assert bench.answers([asked], new=new) == [wanted]
+
+
+@pytest.mark.parametrize(("name", "most"), [("qwen3_vl", 3), ("qwen2_5_vl", 10)])
+def test_an_image_takes_its_side_in_positions_however_few_tokens_are_kept(folders, name, most):
+    """Of 36 to 1 tokens, 35 positions more than tokens: as far as the rotary table goes, then a refusal."""
+    limit, method = 128, foveate.NormTopK()
+    options = {
+        "hf_overrides": {
+            "foveate": {"method": "norm", "keep": 1},
+            "text_config": {"max_position_embeddings": limit},
+        },
+        "max_model_len": limit,
+        "limit_mm_per_prompt": {"image": most + 1, "video": 0},
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (most + 1, 8, 36 * 8, 3), dtype=np.uint8)
+    thin = [Image.fromarray(one) for one in pixels]
+    with opened(folders, name, {}, **options) as bench:
+        wanted = bench.expected(thin[:most], QUESTIONS[2], method, 1, new=3)
+        assert bench.answers([bench.request(thin[:most], QUESTIONS[2])], new=3) == [wanted]
+        more = bench.request(thin, QUESTIONS[2])
+        allowed = {"qwen3_vl": limit, "qwen2_5_vl": 3 * limit}[name]
+        says = f"have {35 * (most + 1)} more positions than tokens: allowed are {allowed}, "
+        with pytest.raises(ValueError, match=says):
+            bench.answers([more])
+        assert bench.answers([bench.request(thin[:most], QUESTIONS[2])], new=3) == [wanted]
+        whole = bench.request(thin[:1], QUESTIONS[2], foveate=None)
+        assert bench.answers([whole], new=3) == [bench.expected(thin[:1], QUESTIONS[2], new=3)]
 
 
 FRAMES = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)

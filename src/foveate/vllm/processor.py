@@ -40,7 +40,8 @@ class PruningProcessor(BaseMultiModalProcessor):
             raise ValueError(f"{KEY}={options[KEY]!r} for a server that does not prune: {ENABLE}")
         try:
             options[KEY] = self._choices(inputs, Request.read(default), options)
-            self.check(inputs.mm_data_items.get("image"), [Choice.parse(text) for text in options[KEY]])
+            choices = [Choice.parse(text) for text in options[KEY]]
+            self.check(inputs.mm_data_items.get("image"), choices, _stock(inputs))
         except FoveateError as error:
             raise ValueError(str(error)) from error
         return super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)
@@ -52,8 +53,13 @@ class PruningProcessor(BaseMultiModalProcessor):
             return inputs
         return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: None})
 
-    def check(self, images: Any, choices: Sequence[Choice]) -> None:
+    def check(self, images: Any, choices: Sequence[Choice], options: Options) -> None:
         """Refuse what a kind of model cannot do.
+
+        Args:
+            images: vLLM's items, or None.
+            choices: of each that is pruned.
+            options: of the stock processor.
 
         Raises:
             ValueError: what, and what is allowed.

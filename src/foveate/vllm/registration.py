@@ -22,6 +22,8 @@ PRUNED = {
 }
 # Those whose positions count tokens; the others' have three axes.
 ONE_AXIS = frozenset(name for name in PRUNED if name.startswith("Llava"))
+# Has three axes, and a rotary table of max_position_embeddings rows; that of the others has four times as many.
+SHORT = "qwen3_vl"
 # Rotary embeddings whose rows do not depend on how many there are: the table may be made longer.
 LENGTHENED = ("default", "linear", "llama3")
 # How LLaVA-OneVision shrinks large images; vLLM 0.32 does it so whatever the config says.
@@ -85,9 +87,14 @@ class Served:
         if aspect != ASPECT:
             raise ValueError(f"vision_aspect_ratio={aspect!r}: allowed is {ASPECT!r}, the one vLLM knows")
         if model_config.uses_mrope:
+            if config.model_type == SHORT and _rope_type(model_config) in LENGTHENED:
+                _lengthen(model_config)
             return
         if model_config.architecture not in ONE_AXIS:
             raise ValueError("rope_parameters without mrope_section: allowed are positions of three axes")
+        kind = _rope_type(model_config)
+        if kind not in LENGTHENED:
+            raise ValueError(f"rope_type={kind!r} of the language model: allowed are {', '.join(LENGTHENED)}")
         _lengthen(model_config)
         # vLLM lets a model number its prompt only where it finds several axes here. The language model's own
         # rotary embedding is built from text_config, and stays as it is.
@@ -167,18 +174,16 @@ def _refuse_options_of_the_engine(model_config: Any) -> None:
         )
 
 
+def _rope_type(model_config: Any) -> str:
+    rope = getattr(model_config.hf_text_config, "rope_parameters", None) or {}
+    return str(rope.get("rope_type", "default"))
+
+
 def _lengthen(model_config: Any) -> None:
     """Make the rotary table long enough for the positions of tokens that are dropped.
 
     vLLM checks that the tokens that are left, answer included, are at most ``max_model_len``. Those positions are
     past it by as many as were dropped, and what reads the table does not check. The front end lets no request drop
     more than the rows added here.
-
-    Raises:
-        ValueError: a table whose rows would change with its length.
     """
-    text = model_config.hf_text_config
-    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind not in LENGTHENED:
-        raise ValueError(f"rope_type={kind!r} of the language model: allowed are {', '.join(LENGTHENED)}")
-    text.max_position_embeddings += model_config.max_model_len
+    model_config.hf_text_config.max_position_embeddings += model_config.max_model_len

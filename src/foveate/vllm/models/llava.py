@@ -1,6 +1,6 @@
 """LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision: positions of one axis, squares and tiles of patches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class OneAxis(PruningModel):
 class OneAxisProcessor(PruningProcessor):
     """Dropped tokens count among the positions, of which there are only so many."""
 
-    def check(self, images: Any, choices: Sequence[Choice]) -> None:
+    def check(self, images: Any, choices: Sequence[Choice], options: Mapping[str, Any]) -> None:
         """See `PruningProcessor.check`."""
         config = self.info.ctx.model_config
         rows = config.hf_text_config.max_position_embeddings - config.max_model_len  # see `_lengthen`

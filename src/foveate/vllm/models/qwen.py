@@ -1,6 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: positions of three axes, patches of all images in one tensor."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,11 @@ from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from foveate.families.layout import Layout
+from foveate.vllm.choice import Choice
 from foveate.vllm.models.pruning import PruningModel
 from foveate.vllm.processor import PruningProcessor
+
+LONGEST = 200  # the side ratio that Qwen's image processors allow
 
 
 class Qwen(PruningModel):
@@ -38,16 +42,58 @@ class Qwen(PruningModel):
         return stock if self.offsets is None else replace(stock, modalities=[])
 
 
-class Qwen2VLProcessor(PruningProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):  # noqa: D101
+class QwenProcessor(PruningProcessor):
+    """An image takes as many positions as its grid's longer side, however few tokens are kept."""
+
+    longer = 4  # vLLM's rotary table has so many rows for each of max_position_embeddings
+
+    def check(self, images: Any, choices: Sequence[Choice], options: Mapping[str, Any]) -> None:
+        """See `PruningProcessor.check`: vLLM sees to it that tokens are at most ``max_model_len``."""
+        config = self.info.ctx.model_config
+        rows = self.longer * _positions(config.hf_text_config)
+        past = sum(self._past(images, index, choice, options) for index, choice in enumerate(choices))
+        if past > rows - config.max_model_len:
+            raise ValueError(
+                f"this prompt's images would have {past} more positions than tokens: allowed are "
+                f"{rows - config.max_model_len}, the rows of the rotary table behind max_model_len"
+            )
+
+    def _past(self, images: Any, index: int, choice: Choice, options: Mapping[str, Any]) -> int:
+        """By how many positions an image exceeds the tokens that are kept of it; negative where it does not."""
+        vision = self.info.get_hf_config().vision_config
+        if images.get(index) is None:  # known by its uuid alone: the longest there may be
+            return math.isqrt(LONGEST * int(self.info.get_max_image_tokens()))
+        shown = images.get_image_size(index)
+        size, tokens = self.info._get_vision_info(
+            image_width=shown.width,
+            image_height=shown.height,
+            image_processor=self.info.get_image_processor(),
+            mm_kwargs=options,
+        )
+        side = int(vision.patch_size) * int(vision.spatial_merge_size)
+        return int(max(size.width, size.height)) // side - choice.count(tokens)
+
+
+def _positions(text: Any) -> int:
+    """What vLLM makes the rotary table from."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "yarn":
+        return int(rope["original_max_position_embeddings"] * rope["factor"])
+    return int(text.max_position_embeddings)
+
+
+class Qwen2VLProcessor(QwenProcessor, qwen2_vl.Qwen2VLMultiModalProcessor):  # noqa: D101
     pass
 
 
-class Qwen25VLProcessor(PruningProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):  # noqa: D101
+class Qwen25VLProcessor(QwenProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):  # noqa: D101
     pass
 
 
-class Qwen3VLProcessor(PruningProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):  # noqa: D101
-    pass
+class Qwen3VLProcessor(QwenProcessor, qwen3_vl.Qwen3VLMultiModalProcessor):
+    """The table is made longer by `foveate.vllm.registration`."""
+
+    longer = 1
 
 
 @MULTIMODAL_REGISTRY.register_processor(
