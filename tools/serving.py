@@ -90,7 +90,7 @@ if __name__ == "__main__":
     limits = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}  # GiB
     environment = {**limits, **cores, **os.environ, "PYTHONPATH": given.pythonpath}
     started = command(given.vllm, given.checkpoint)
-    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`"
+    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`."
     with served(started, environment, given.log):
-        asked = ["bench", "serve", URL, "--about", about, *options]
-        sys.exit(subprocess.run([sys.executable, "-m", "foveate", *asked]).returncode)
+        foveate = Path(sys.executable).with_name("foveate")
+        sys.exit(subprocess.run([foveate, "bench", "serve", URL, "--about", about, *options]).returncode)

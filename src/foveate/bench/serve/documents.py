@@ -11,7 +11,7 @@ from foveate.bench.serve.tables import COLUMNS, cells, context_line
 PAGE, PLOT = "serving.md", "serving.png"
 PANELS = {
     "requests_per_second": ("requests per second", 1),
-    "first_token": ("first token, ms", 1000),
+    "first_token": ("first token, s", 1),
     "per_token": ("each further token, ms", 1000),
 }
 READING = (
@@ -56,7 +56,8 @@ def write_documents(data: dict[str, Any], folder: Path, command: str, server: st
 def _figure(data: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure
 
-    rows = data["rows"]
+    rows, levels = data["rows"], data["context"]["concurrency"]
+    places = [place + 0.6 * levels.index(row["concurrency"]) for place, row in enumerate(rows)]
     figure = Figure(figsize=(12.5, 1.2 + 0.34 * len(rows)), layout="constrained")
     for axes, (name, (title, scale)) in zip(
         figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True
@@ -66,8 +67,9 @@ def _figure(data: dict[str, Any]) -> Any:
             [scale * abs(row[name]["median"] - row[name]["quartiles"][side]) for row in rows] for side in (0, 1)
         ]
         colours = [COLOURS[3] if row["options"] is None else COLOURS[1] for row in rows]
-        axes.barh(range(len(rows)), middles, xerr=bars, color=colours, error_kw={"lw": 1, "capsize": 2})
-        axes.set_yticks(range(len(rows)), [f"{row['label']}, {row['concurrency']} at a time" for row in rows])
+        axes.barh(places, middles, xerr=bars, color=colours, error_kw={"lw": 1, "capsize": 2})
+        axes.set_yticks(places, [f"{row['label']}, {row['concurrency']} at a time" for row in rows])
         axes.set_xlabel(f"{title} (median, quartiles)", fontsize=SIZE)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
     return figure
