@@ -7,7 +7,7 @@ import pytest
 import torch
 import vllm
 from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.models import ModelRegistry, llava, qwen2_5_vl
+from vllm.model_executor.models import ModelRegistry, llava, qwen2_5_vl, qwen2_vl
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -37,6 +37,7 @@ def test_hooks_of_the_processor():
     assert ours == set(HOOKS)
     assert all(callable(getattr(BaseMultiModalProcessor, name)) for name in HOOKS)
     assert callable(llava._build_llava_or_pixtral_hf_info)
+    assert callable(qwen2_vl.Qwen2VLProcessingInfo._get_vision_info)
 
 
 def test_registration():
