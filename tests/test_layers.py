@@ -1,4 +1,4 @@
-"""Imports point one way: select <- methods <- prune <- {attach, bench, cli}."""
+"""Imports point one way: select <- methods <- prune <- {attach, bench, cli, vllm}."""
 
 import ast
 import subprocess
@@ -45,6 +45,7 @@ ALLOWED = {
     "mini": {"errors"},
     "draw": BASE | {"families"},
     "bench": CORE | {"prune", "mini", "parts", "dropping"},
+    "vllm": BASE | {"families", "methods", "question", "relevance", "place"},
     "__main__": {"cli"},
     "cli": CORE | {"prune", "attach", "mini", "bench", "draw"},
 }

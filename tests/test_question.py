@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate import question as module
-from foveate.question import nouns_of, question_of
+from foveate.question import nouns_of, question_at, question_of
 
 VICUNA = "A chat between a curious human and an artificial intelligence assistant. "
 PROMPTS = {
@@ -87,3 +87,15 @@ def test_taggers_fall_back_in_order(monkeypatch, missing):
 def test_any_text_gives_spans_of_words(text):
     for start, end in nouns_of(text).spans:
         assert 0 <= start < end <= len(text)
+
+
+def test_the_question_of_an_image_is_its_own_turns_and_stays_so():
+    special = ["<image>", "</s>"]
+    first = "USER: <image>\nWhat is it? ASSISTANT:"
+    longer = f"{first} A dog.</s>USER: Where? ASSISTANT: There.</s>USER: <image> And this? ASSISTANT:"
+    assert question_at(first, first.index("<image>"), special) == "What is it?"
+    assert question_at(longer, longer.index("<image>"), special) == "What is it?"
+    assert question_at(longer, longer.rindex("<image>"), special) == "And this?"
+    silent = "USER: <image> ASSISTANT: Yes?</s>USER: What is it? ASSISTANT:"
+    assert question_at(silent, silent.index("<image>"), special) == "What is it?"
+    assert question_at("<image>", 0, special) == ""

@@ -263,6 +263,64 @@ def measure_speed(
         print(f"written: {page}")
 
 
+@measure.command("serve")
+def measure_server(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(help="A running vLLM server, such as http://localhost:8000.")],
+    methods: Annotated[str, typer.Option(help="Beside no pruning.")] = bench.serve.METHODS,
+    keep: Annotated[str, typer.Option(help="Budgets, such as 192,64 or 0.11.")] = bench.serve.BUDGETS,
+    images: Annotated[int, typer.Option(help="Pictures of noise per round.")] = bench.serve.IMAGES,
+    questions: Annotated[int, typer.Option(help="Requests about each picture.")] = bench.serve.QUESTIONS,
+    concurrency: Annotated[
+        str, typer.Option(help="Requests under way at any time, such as 1,4.")
+    ] = bench.serve.CONCURRENCY,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of every answer.")] = bench.serve.NEW_TOKENS,
+    size: Annotated[
+        tuple[int, int], typer.Option(help="Pixels of a picture, width and height.")
+    ] = bench.serve.SIZE,
+    rounds: Annotated[
+        int, typer.Option(help="In each, every arm is sent the same requests.")
+    ] = bench.serve.ROUNDS,
+    timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = bench.serve.TIMEOUT,
+    about: Annotated[
+        str | None, typer.Option(help="Of the server, for the page: its command, its hardware.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep results in this folder; a stopped run goes on from there.")
+    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Write serving.md and its plot into this folder.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure a running vLLM server with and without pruning, under the same load."""
+    benchmark = bench.serve.Benchmark.make(
+        methods=methods,
+        keep=keep,
+        images=images,
+        questions=questions,
+        concurrency=concurrency,
+        new_tokens=max_new_tokens,
+        rounds=rounds,
+        size=size,
+    )
+    if docs:
+        bench.serve.check_documents(docs)
+    server = bench.serve.Server.find(url, timeout)
+    bar = _progress()
+    task = bar.add_task("", total=benchmark.requests)
+    with bar:
+        summary = benchmark.measure(
+            server, out, progress=lambda arm, count: bar.update(task, description=arm, advance=count)
+        )
+    page = docs and bench.serve.write_documents(summary, docs, _command(context, "about"), about)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    _show(bench.serve.serve_table(summary))
+    print(bench.serve.context_line(summary))
+    if page:
+        print(f"written: {page}")
+
+
 @app.command("methods")
 def list_methods(as_json: JsonFlag = False) -> None:
     """List the methods, with their options and defaults."""
@@ -340,14 +398,21 @@ def _show(table: Table) -> None:
     Console(width=Console(width=1000).measure(table).maximum).print(table)
 
 
-def _command(context: typer.Context) -> str:
-    """The command that runs, for the reader: what differs from the defaults, of absolute paths the last part."""
+def _command(context: typer.Context, *without: str) -> str:
+    """The command that runs, for the reader: what differs from the defaults, of absolute paths the last part.
+
+    Args:
+        context: of the command.
+        without: names of options that are told elsewhere.
+    """
     parts = context.command_path.split()
     for option in context.command.params:
         value = context.params.get(option.name or "")
-        if value not in (None, False, option.default):
-            shown = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
-            parts += [option.opts[0], *([] if value is True else [shown])]
+        if value not in (None, False, option.default) and option.name not in without:
+            values = [str(one) for one in (value if isinstance(value, tuple) else (value,))]
+            shown = [Path(one).name if Path(one).is_absolute() else one for one in values]
+            named = [] if option.param_type_name == "argument" else [option.opts[0]]
+            parts += [*named, *([] if value is True else shown)]
     return shlex.join(parts)
 
 

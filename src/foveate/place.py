@@ -81,8 +81,40 @@ def choose(
     for index, (tokens, k) in enumerate(zip(encoded.images, _counts(encoded, budget, at_the_end), strict=True)):
         hold = index in at_the_end
         frames = per_frame and encoded.kinds[index] == VIDEO
-        orders.append(_order(index, tokens, ranking, k, hold, frames))
+        orders.append(order_of(index, tokens, ranking, k, hold, frames))
     return orders
+
+
+def order_of(
+    index: int, tokens: VisualTokens, ranking: Ranking, k: int, hold_last: bool = False, frames: bool = False
+) -> Tensor:
+    """`choose`, of one image: ``[k]``, locked rows first, then in order of selection.
+
+    Args:
+        index: of the image, for ``ranking``.
+        tokens: the image, locked rows and all.
+        ranking: of the method.
+        k: no fewer than the locked rows (and the last token, if held).
+        hold_last: whether the last token must be among them: the prompt ends with it.
+        frames: whether each frame is ranked by itself.
+    """
+    n = len(tokens.features)
+    locked = tokens.locked.nonzero().flatten()
+    if k == n:
+        return torch.arange(n, device=locked.device)
+    if k == len(locked):
+        return locked
+    free = (~tokens.locked).nonzero().flatten()
+    rest = k - len(locked)
+    chosen = (
+        _by_frame(index, tokens.unlocked(), ranking, rest)
+        if frames
+        else ranking.of(index, tokens.unlocked(), rest)
+    )
+    order = torch.cat([locked, free[chosen]])
+    if hold_last and not bool((order == n - 1).any()):
+        order[-1] = n - 1
+    return order
 
 
 def place(
@@ -161,26 +193,6 @@ def _counts(encoded: Encoded, budget: Budget, at_the_end: set[int]) -> list[int]
         int(flags.sum()) + (index in at_the_end and not bool(flags[-1])) for index, flags in enumerate(locked)
     ]
     return budget.counts_by_row(encoded.rows, [len(flags) for flags in locked], least)
-
-
-def _order(index: int, tokens: VisualTokens, ranking: Ranking, k: int, hold_last: bool, frames: bool) -> Tensor:
-    n = len(tokens.features)
-    locked = tokens.locked.nonzero().flatten()
-    if k == n:
-        return torch.arange(n, device=locked.device)
-    if k == len(locked):
-        return locked
-    free = (~tokens.locked).nonzero().flatten()
-    rest = k - len(locked)
-    chosen = (
-        _by_frame(index, tokens.unlocked(), ranking, rest)
-        if frames
-        else ranking.of(index, tokens.unlocked(), rest)
-    )
-    order = torch.cat([locked, free[chosen]])
-    if hold_last and not bool((order == n - 1).any()):
-        order[-1] = n - 1
-    return order
 
 
 def _by_frame(index: int, tokens: VisualTokens, ranking: Ranking, k: int) -> Tensor:

@@ -59,6 +59,19 @@ def question_of(prompt: str, special_tokens: list[str]) -> str:
     return " ".join(WRITTEN.sub(" ", " ".join(turn.split())).split())
 
 
+def question_at(prompt: str, place: int, special_tokens: list[str]) -> str:
+    """The text of the user turn that holds character ``place`` of a prompt; if it has none, the next with text.
+
+    Unlike `question_of`, it stays the same while a conversation goes on. A prompt without marks of turns is one.
+    """
+    starts = [turn.start() for turn in USER_TURN.finditer(prompt) if turn.start() > place]
+    for stop in [*starts, len(prompt)]:
+        question = question_of(prompt[:stop], special_tokens)
+        if question:
+            return question
+    return ""
+
+
 def nouns_of(question: str) -> Nouns:
     """The nouns of a question, by the best tagger installed; without a noun, its content words.
 

@@ -85,19 +85,22 @@ def questions_of(
     shown = ~placeholders
     if inputs.get("attention_mask") is not None:
         shown &= inputs["attention_mask"].bool()
-    # Beside those that the configuration names: Idefics3's marks of rows and columns are such.
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = sorted({*map(str, tokenizer.all_special_tokens), *added})
+    special = special_tokens(tokenizer)
     return [
         question_of(str(tokenizer.decode(row[mask], skip_special_tokens=False)), special)
         for row, mask in zip(input_ids, shown, strict=True)
     ]
 
 
-def noun_embeddings(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", question: str
-) -> tuple[Tensor, str]:
-    """Input embeddings ``[M, D]`` of the tokens of the question's nouns, and the tagger that found them."""
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """All special tokens that a prompt may hold, as text."""
+    # Beside those that the configuration names: Idefics3's marks of rows and columns are such.
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*map(str, tokenizer.all_special_tokens), *added})
+
+
+def noun_ids(tokenizer: "PreTrainedTokenizerBase", question: str) -> tuple[list[int], str]:
+    """The ids of the tokens of the question's nouns, and the tagger that found them."""
     nouns = nouns_of(question)
     encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
     ids = [
@@ -105,10 +108,18 @@ def noun_embeddings(
         for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         if any(start < stop and begin < end for begin, stop in nouns.spans)
     ]
+    return ids, nouns.tagger
+
+
+def noun_embeddings(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", question: str
+) -> tuple[Tensor, str]:
+    """Input embeddings ``[M, D]`` of the tokens of the question's nouns, and the tagger that found them."""
+    ids, tagger = noun_ids(tokenizer, question)
     embeddings = model.get_input_embeddings()
     with torch.no_grad():
         rows: Tensor = embeddings(torch.tensor(ids, dtype=torch.long, device=_device(model)))
-    return rows, nouns.tagger
+    return rows, tagger
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Speed and quality of the methods, on one question and on many."""
 
-from foveate.bench import quality, speed
+from foveate.bench import quality, serve, speed
 from foveate.bench.answers import Answer, as_answers, ask
 from foveate.bench.arm import ALL, Arm, all_tokens, parse_arms
 from foveate.bench.checkpoint import MINI, load, read_image, requests
@@ -26,6 +26,7 @@ __all__ = [
     "quality_tables",
     "read_image",
     "requests",
+    "serve",
     "speed",
     "versions",
 ]

@@ -1,0 +1,96 @@
+"""A vLLM server of a checkpoint is started, measured with and without pruning, and stopped again.
+
+    python tools/serving.py .venv-vllm/bin/vllm build/llava-0.5b --out build/serving --docs docs
+
+The checkpoint is made if it is not there (`serve_checkpoint.py`). Options of `foveate bench serve` may follow.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from foveate.bench.machine import machine
+from serve_checkpoint import write
+
+HOST, PORT = "127.0.0.1", 8000
+URL = f"http://{HOST}:{PORT}"
+READY = 1800  # seconds until the server is given up
+OPTIONS = {
+    "--hf-overrides": '{"foveate": {}}',
+    "--trust-request-mm-kwargs": None,
+    "--dtype": "float32",
+    "--enforce-eager": None,
+    "--max-model-len": "1024",
+    "--block-size": "32",
+    "--max-num-seqs": "8",
+    "--limit-mm-per-prompt": '{"image": 1, "video": 0}',
+}
+
+
+def command(vllm: Path, checkpoint: Path) -> list[str]:
+    given = [part for pair in OPTIONS.items() for part in pair if part is not None]
+    own = ["--served-model-name", checkpoint.name, "--host", HOST, "--port", str(PORT)]
+    return [str(vllm), "serve", str(checkpoint), *given, *own]
+
+
+@contextmanager
+def served(started: list[str], environment: dict[str, str], log: Path):
+    """A server that answers, stopped at the end."""
+    with socket.socket() as taken:
+        if taken.connect_ex((HOST, PORT)) == 0:
+            sys.exit(f"serving: another server listens on {URL}; stop it first")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            started, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        wait_for(process, log)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + READY
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{URL}/health", timeout=10):
+                return
+        except OSError:  # it does not listen yet
+            time.sleep(0.5)
+    sys.exit(f"serving: the server did not start; {log} says why")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vllm", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--pythonpath", default="", help="of the server")
+    parser.add_argument("--log", type=Path, default=Path("build/serving.log"), help="of the server")
+    given, options = parser.parse_known_args()
+    if not (given.checkpoint / "processor_config.json").is_file():  # what is written last
+        write(given.checkpoint)
+    # By default vLLM leaves one core to its front end, which is half of two.
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{torch.get_num_threads() - 1}"}
+    limits = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}  # GiB
+    environment = {**limits, **cores, **os.environ, "PYTHONPATH": given.pythonpath}
+    started = command(given.vllm, given.checkpoint)
+    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`."
+    with served(started, environment, given.log):
+        foveate = Path(sys.executable).with_name("foveate")
+        sys.exit(subprocess.run([foveate, "bench", "serve", URL, "--about", about, *options]).returncode)
