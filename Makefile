@@ -23,8 +23,12 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready
 	$(BIN)/foveate ask examples/scene.png "What letter is on the yellow star?" --compare --draw demo.png
 
+# A process per core: torch's own threads would gain little on models this small.
+PYTEST := pytest -n auto --maxprocesses 4 --dist worksteal
+test test-lowest: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/.ready
-	$(BIN)/pytest
+	$(BIN)/$(PYTEST)
 
 # The same tests on the lowest transformers that is supported, in a virtual environment of their own.
 $(VENV)-lowest/.ready: pyproject.toml
@@ -34,7 +38,7 @@ $(VENV)-lowest/.ready: pyproject.toml
 	touch $@
 
 test-lowest: $(VENV)-lowest/.ready
-	$(VENV)-lowest/bin/pytest
+	$(VENV)-lowest/bin/$(PYTEST)
 
 # The plugin with the real engine on a CPU, on both of its runners, in a virtual environment of its own. The wheel brings
 # audio and video libraries that are built for CUDA; tests_vllm/environment says what else a machine without a GPU needs.
