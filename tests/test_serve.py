@@ -58,7 +58,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
+        if method == "norm":  # what announces more chunks, and is gone
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        if method in ("norm", "uniform"):
+            self.wfile.write(b"2\r\n\n\n\r\n" if method == "norm" else b"\n\n")
+            self.done()
+            self.close_connection = True
+            return None
         prompt, count = (20 if method else 600), asked["max_tokens"]
         time.sleep(WAIT[method])
         for number in range(count):
@@ -209,6 +216,12 @@ def test_refusals_name_what_is_allowed(server, tmp_path):
         serve.Server.find("http://127.0.0.1:9")
     with pytest.raises(InvalidInputs, match=r"disabled[^\n]*$"):
         make(methods="random", keep="4", **SMALL).measure(found(server), None)
+    for method, said in (
+        ("uniform", "without its count of tokens"),
+        ("norm", "Connection error"),
+    ):
+        with pytest.raises(InvalidInputs, match=said):
+            make(methods=method, keep="4", **{**SMALL, "concurrency": "1"}).measure(found(server), None)
 
 
 def test_the_command_line(server, tmp_path):

@@ -23,6 +23,7 @@ from foveate.bench.machine import machine
 from serve_checkpoint import write
 
 HOST, PORT = "127.0.0.1", 8000
+WEIGHTS = "Its weights are random: a CLIP-L tower, which nothing prunes, and a decoder of half a billion."
 URL = f"http://{HOST}:{PORT}"
 READY = 1800  # seconds until the server is given up
 OPTIONS = {
@@ -90,7 +91,7 @@ if __name__ == "__main__":
     limits = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}  # GiB
     environment = {**limits, **cores, **os.environ, "PYTHONPATH": given.pythonpath}
     started = command(given.vllm, given.checkpoint)
-    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`."
+    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`. {WEIGHTS}"
     with served(started, environment, given.log):
         foveate = Path(sys.executable).with_name("foveate")
         sys.exit(subprocess.run([foveate, "bench", "serve", URL, "--about", about, *options]).returncode)

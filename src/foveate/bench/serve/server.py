@@ -1,6 +1,7 @@
 """A server that speaks the OpenAI protocol, and vLLM's counters: the only file that talks to one."""
 
 import asyncio
+import json
 import re
 import time
 import urllib.error
@@ -64,8 +65,6 @@ class Server:
         if find_spec("openai") is None:
             raise InvalidOption("bench serve asks through the openai client: pip install openai")
         url = url.rstrip("/").removesuffix("/v1")
-        import json
-
         try:
             model = json.loads(_read(f"{url}/v1/models", timeout))["data"][0]["id"]
             version = json.loads(_read(f"{url}/version", timeout))["version"]
@@ -112,7 +111,7 @@ class Server:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(one(*request)) for request in asked]
-            except* openai.OpenAIError as errors:
+            except* (openai.OpenAIError, ValueError) as errors:
                 raise InvalidInputs(f"server {self.url!r}: {_line(errors.exceptions[0])}") from errors
             return [task.result() for task in tasks], time.perf_counter() - start
 
@@ -134,7 +133,7 @@ class Server:
             first = first or time.perf_counter() - start
             used = chunk.usage or used
         if used is None:
-            raise InvalidInputs(f"server {self.url!r}: it does not count tokens (stream_options.include_usage)")
+            raise ValueError("an answer ended without its count of tokens (stream_options.include_usage)")
         return Answered(first, time.perf_counter() - start, used.prompt_tokens, used.completion_tokens)
 
 
