@@ -21,3 +21,11 @@ def test_speed_is_what_the_page_says():
         assert float(number) == round(float(shares[name]), 1)
     for fact in re.findall(r"commit \w{12}|transformers [\d.]+|torch [\d.]+", told):
         assert fact in page
+
+
+def test_the_gain_of_serving_is_what_the_page_says():
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| SPARE 64 | 4 |")]
+    told = re.findall(r"([\d.]+x) (\([\d.]+–[\d.]+\))", section("With vLLM"))
+    found = re.findall(r"([\d.]+x) faster (\([\d.]+–[\d.]+\))", row)
+    assert told == found[:2]
