@@ -199,7 +199,7 @@ def test_the_floor_is_what_irrelevance_counts_as():
     for floor in (1e-6, 0.2):
         expected = select_residual(image.features, 12, weight=r.clamp(min=floor) ** 0.75, first=first)
         assert ResPrune(floor=floor).rank(image, 12).tolist() == expected.tolist()
-    for bad in (0, -1, float("inf"), "0.1"):
+    for bad in (0, -1, 1.1, float("inf"), "0.1"):
         with pytest.raises(InvalidOption, match="floor="):
             ResPrune(floor=bad)
 

@@ -98,4 +98,6 @@ def test_the_question_of_an_image_is_its_own_turns_and_stays_so():
     assert question_at(longer, longer.rindex("<image>"), special) == "And this?"
     silent = "USER: <image> ASSISTANT: Yes?</s>USER: What is it? ASSISTANT:"
     assert question_at(silent, silent.index("<image>"), special) == "What is it?"
+    system = "<|im_start|>system\nOur brand: <image>.<|im_end|>\n<|im_start|>user\nWhere is it?<|im_end|>\n"
+    assert question_at(system, system.index("<image>"), special) == question_of(system, special) == "Where is it?"
     assert question_at("<image>", 0, special) == ""

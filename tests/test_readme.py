@@ -29,3 +29,5 @@ def test_the_gain_of_serving_is_what_the_page_says():
     told = re.findall(r"([\d.]+x) (\([\d.]+–[\d.]+\))", section("With vLLM"))
     found = re.findall(r"([\d.]+x) faster (\([\d.]+–[\d.]+\))", row)
     assert told == found[:2]
+    (size,) = re.findall(r"([\d.]+ B)\s+random weights", section("With vLLM"))
+    assert f"Its {size} weights are random" in page

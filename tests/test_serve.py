@@ -10,11 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from foveate.bench import serve
+from foveate.bench.quality.cells import DASH
 from foveate.bench.serve.load import Load
+from foveate.bench.serve.tables import cells
 from foveate.cli import app
 from foveate.errors import InvalidInputs, InvalidOption
 
-WAIT = {None: 0.25, "rrqr": 0.0, "spare": 0.5}  # seconds to the first token
+WAIT = {None: 0.25, "rrqr": 0.0, "spare": 0.5, "divprune": 0.0}  # seconds to the first token
 STEP = 0.01  # for each further one
 
 
@@ -67,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         prompt, count = (20 if method else 600), asked["max_tokens"]
+        count -= method == "divprune"  # cut, as vLLM does at the end of its context
         time.sleep(WAIT[method])
         for number in range(count):
             time.sleep(STEP if number else 0)
@@ -188,14 +191,17 @@ def test_a_stopped_run_goes_on_and_other_loads_are_refused(server, tmp_path):
     assert len({entry["seed"] for entry in kept}) == 3
     with pytest.raises(InvalidInputs, match="load"):
         make(methods="rrqr", keep="4", **{**SMALL, "images": 3}).measure(found(server), tmp_path)
+    with pytest.raises(InvalidInputs, match="about"):
+        twice.measure(found(server), tmp_path, about="another machine")
     (tmp_path / "serve.jsonl").write_text("other\n")
     with pytest.raises(InvalidInputs, match="not a file of earlier results"):
         make(methods="rrqr", keep="4", **SMALL).measure(found(server), tmp_path)
 
 
 def test_the_page_and_its_plot(server, tmp_path):
-    data = serve.Benchmark.make(methods="rrqr", keep="4", **SMALL).measure(found(server), None)
-    page = serve.write_documents(data, tmp_path, "foveate bench serve URL", "On a tiny machine.")
+    benchmark = serve.Benchmark.make(methods="rrqr", keep="4", **SMALL)
+    data = benchmark.measure(found(server), None, about="On a tiny machine.")
+    page = serve.write_documents(data, tmp_path, "foveate bench serve URL")
     text = page.read_text()
     assert "On a tiny machine." in text
     assert re.search(r"\| RRQR 4 \| .*x unclear.* \| 20 \| 35\.0 % \| 50\.0 % \|", text)
@@ -212,14 +218,19 @@ def test_refusals_name_what_is_allowed(server, tmp_path):
         make(concurrency="two")
     with pytest.raises(InvalidOption, match="no pruning is always measured"):
         make(methods="none")
+    for url in ("http://127.0.0.1:9", "http://127.0.0.1:80a0", "http://local host", "nonsense"):
+        with pytest.raises(InvalidInputs, match=r"no vLLM server answers there[^\n]*$"):
+            serve.Server.find(url)
     with pytest.raises(InvalidInputs, match="no vLLM server answers there"):
-        serve.Server.find("http://127.0.0.1:9")
+        serve.Server(f"{address(server)}/elsewhere", "tiny", "0.32.0").counters()
     with pytest.raises(InvalidInputs, match=r"disabled[^\n]*$"):
         make(methods="random", keep="4", **SMALL).measure(found(server), None)
-    for method, said in (
-        ("uniform", "without its count of tokens"),
-        ("norm", "Connection error"),
-    ):
+    broken = {
+        "uniform": "without its count of tokens",
+        "norm": "Connection error",
+        "divprune": "of 3 tokens where 4",
+    }
+    for method, said in broken.items():
         with pytest.raises(InvalidInputs, match=said):
             make(methods=method, keep="4", **{**SMALL, "concurrency": "1"}).measure(found(server), None)
 
@@ -239,3 +250,10 @@ def test_the_command_line(server, tmp_path):
     ran = runner.invoke(app, ["bench", "serve", "http://127.0.0.1:9"])
     assert ran.exit_code == 2
     assert ran.stderr.startswith("foveate: server 'http://127.0.0.1:9'")
+
+
+def test_answers_of_one_token_have_no_further_ones(server):
+    options = {**SMALL, "new_tokens": 1, "rounds": 6, "questions": 1}
+    data = serve.Benchmark.make(methods="rrqr", keep="4", **options).measure(found(server), None)
+    assert [row["better"]["per_token"] for row in data["rows"]] == [None, None]
+    assert [cells(row)[6:8] for row in data["rows"]] == [[DASH, DASH]] * 2

@@ -6,6 +6,7 @@ The checkpoint is made if it is not there (`serve_checkpoint.py`). Options of `f
 """
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -18,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from foveate.bench.machine import machine
-from serve_checkpoint import write
+from serve_checkpoint import TOWER, write
 
 HOST, PORT = "127.0.0.1", 8000
-WEIGHTS = "Its weights are random: a CLIP-L tower, which nothing prunes, and a decoder of half a billion."
 URL = f"http://{HOST}:{PORT}"
 READY = 1800  # seconds until the server is given up
 OPTIONS = {
@@ -36,6 +37,15 @@ OPTIONS = {
     "--max-num-seqs": "8",
     "--limit-mm-per-prompt": '{"image": 1, "video": 0}',
 }
+
+
+def weights(checkpoint: Path) -> str:
+    """How many there are, in words."""
+    with safe_open(checkpoint / "model.safetensors", "pt") as stored:
+        names = stored.keys()
+        sizes = {name: math.prod(stored.get_slice(name).get_shape()) / 1e9 for name in names}
+    tower = sum(size for name, size in sizes.items() if TOWER in name)
+    return f"Its {sum(sizes.values()):.2f} B weights are random, {tower:.2f} B of them the vision tower's."
 
 
 def command(vllm: Path, checkpoint: Path) -> list[str]:
@@ -91,7 +101,8 @@ if __name__ == "__main__":
     limits = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}  # GiB
     environment = {**limits, **cores, **os.environ, "PYTHONPATH": given.pythonpath}
     started = command(given.vllm, given.checkpoint)
-    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`. {WEIGHTS}"
+    about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`."
+    about += f" {weights(given.checkpoint)}"
     with served(started, environment, given.log):
         foveate = Path(sys.executable).with_name("foveate")
         sys.exit(subprocess.run([foveate, "bench", "serve", URL, "--about", about, *options]).returncode)

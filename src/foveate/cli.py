@@ -309,9 +309,9 @@ def measure_server(
     task = bar.add_task("", total=benchmark.requests)
     with bar:
         summary = benchmark.measure(
-            server, out, progress=lambda arm, count: bar.update(task, description=arm, advance=count)
+            server, out, about=about, progress=lambda arm, count: bar.update(task, description=arm, advance=count)
         )
-    page = docs and bench.serve.write_documents(summary, docs, _command(context, "about"), about)
+    page = docs and bench.serve.write_documents(summary, docs, _command(context, "about"))
     if as_json:
         print(json.dumps(summary))
         return

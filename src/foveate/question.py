@@ -64,8 +64,8 @@ def question_at(prompt: str, place: int, special_tokens: list[str]) -> str:
 
     Unlike `question_of`, it stays the same while a conversation goes on. A prompt without marks of turns is one.
     """
-    starts = [turn.start() for turn in USER_TURN.finditer(prompt) if turn.start() > place]
-    for stop in [*starts, len(prompt)]:
+    _, *later = [turn.start() for turn in USER_TURN.finditer(prompt)] or [0]  # before the first speaks the system
+    for stop in [*(start for start in later if start > place), len(prompt)]:
         question = question_of(prompt[:stop], special_tokens)
         if question:
             return question

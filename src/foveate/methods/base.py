@@ -109,15 +109,14 @@ def at_least_zero(name: str, value: float, otherwise: str = "") -> None:
         raise InvalidOption(f"{name}={value!r}: allowed is a finite number of 0 or more{words}")
 
 
-def above_zero(name: str, value: float) -> None:
+def cosine_above_zero(name: str, value: float) -> None:
     """Check a number.
 
     Raises:
-        InvalidOption: ``value`` is not a finite number above 0.
+        InvalidOption: ``value`` is not a number above 0, and 1 at most.
     """
-    at_least_zero(name, value)
-    if value == 0:
-        raise InvalidOption(f"{name}={value!r}: allowed is a finite number above 0")
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
+        raise InvalidOption(f"{name}={value!r}: allowed is a number above 0, and 1 at most")
 
 
 def layer_index(name: str, value: int, least: int = 1, depth: int | None = None) -> None:

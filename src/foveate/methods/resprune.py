@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method, above_zero, at_least_zero, one_of, precise
+from foveate.methods.base import Method, at_least_zero, cosine_above_zero, one_of, precise
 from foveate.methods.relevance import POOLS, powered, question_relevance
 from foveate.methods.rows import ROWS, rows_of
 from foveate.select import select_residual
@@ -58,7 +58,7 @@ class ResPrune(Method):
         one_of("pool", self.pool, POOLS)
         one_of("seed", self.seed, ("auto", "cls", "norm", "none"))
         one_of("rows", self.rows, ROWS)
-        above_zero("floor", self.floor)
+        cosine_above_zero("floor", self.floor)
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -74,7 +74,7 @@ class PruningProcessor(BaseMultiModalProcessor):
         images = inputs.mm_data_items.get("image")
         if request.keep is None:
             if KEY in options:
-                raise ValueError(f"{KEY}={asked!r}: keep is missing, and the server has no default: give one")
+                raise ValueError(f"{KEY}={asked!r} keeps nothing: allowed is a keep, or {KEY}=null for all tokens")
             return []
         if not images:
             return []

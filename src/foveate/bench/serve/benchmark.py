@@ -98,19 +98,27 @@ class Benchmark:
         return len(self.arms) * (self.rounds * len(self.concurrency) + 1) * self.load.requests
 
     def measure(
-        self, server: Server, folder: Path | None, *, progress: Progress = lambda arm, requests: None
+        self,
+        server: Server,
+        folder: Path | None,
+        *,
+        about: str | None = None,
+        progress: Progress = lambda arm, requests: None,
     ) -> dict[str, Any]:
         """Send what is missing, and summarise all of it.
 
         Args:
             server: a running one.
             folder: where results are kept, and found again; None keeps none.
+            about: what started the server, and on what, in words.
             progress: told each arm, and the requests that were answered.
 
         Raises:
             InvalidInputs: the server refuses, or is gone; results of another load or server.
         """
         settings = {
+            "url": server.url,
+            "about": about,
             "model": server.model,
             "vllm": server.version,
             "load": {**asdict(self.load), "size": list(self.load.size)},

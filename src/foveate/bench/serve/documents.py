@@ -18,6 +18,8 @@ READING = (
     "One server is asked the same questions about the same pictures by all arms in turn, in an order drawn for "
     'each round; no pruning is `mm_processor_kwargs={"foveate": null}`. No other round has the same pictures, and '
     "a first one is not counted.",
+    "No pruning is not stock vLLM to the last: a server that may prune counts LLaVA's positions on three axes, "
+    "and has no CUDA graphs of the encoder.",
     "Times are medians over a round's requests, then over rounds. *Of no pruning* says how many times as good, "
     "with an interval between order statistics of the rounds' ratios; **faster** and **slower** are said only "
     "where it leaves out 1.",
@@ -28,20 +30,19 @@ READING = (
 __all__ = ["PAGE", "check_documents", "write_documents"]
 
 
-def write_documents(data: dict[str, Any], folder: Path, command: str, server: str | None = None) -> Path:
+def write_documents(data: dict[str, Any], folder: Path, command: str) -> Path:
     """Write the page and its plot into a folder; the page's path.
 
     Args:
         data: as `summarise` returns it.
         folder: as `check_documents` found it.
         command: what writes it again.
-        server: what started the server, and on what, in words; None where nobody said.
     """
     rows = [cells(row) for row in data["rows"]]
     parts = [
         "# Serving: a vLLM server under load",
         f"Written by `{command}`: all numbers come from its results.",
-        *([server] if server else []),
+        *([about] if (about := data["context"]["about"]) else []),
         context_line(data),
         "\n".join(f"- {line}" for line in READING),
         f"![Requests per second, time to the first token and of each further one]({PLOT})",

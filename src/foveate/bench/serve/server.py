@@ -4,10 +4,10 @@ import asyncio
 import json
 import re
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.util import find_spec
 from typing import Any
 
@@ -66,15 +66,19 @@ class Server:
             raise InvalidOption("bench serve asks through the openai client: pip install openai")
         url = url.rstrip("/").removesuffix("/v1")
         try:
-            model = json.loads(_read(f"{url}/v1/models", timeout))["data"][0]["id"]
-            version = json.loads(_read(f"{url}/version", timeout))["version"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InvalidInputs(f"server {url!r}: no vLLM server answers there ({error})") from error
+            model = json.loads(_read(url, "/v1/models", timeout))["data"][0]["id"]
+            version = json.loads(_read(url, "/version", timeout))["version"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InvalidInputs(f"server {url!r}: what answers there is no vLLM server ({error})") from error
         return cls(url, str(model), str(version), timeout)
 
     def counters(self) -> dict[str, int]:
-        """Tokens looked up in a cache and found there, since the server was started."""
-        page = _read(f"{self.url}/metrics", self.timeout)
+        """Tokens looked up in a cache and found there, since the server was started.
+
+        Raises:
+            InvalidInputs: it is gone.
+        """
+        page = _read(self.url, "/metrics", self.timeout)
         return {name: _counter(page, name) for pair in COUNTERS.values() for name in pair}
 
     def answers(
@@ -89,7 +93,7 @@ class Server:
             concurrency: how many at any time.
 
         Raises:
-            InvalidInputs: a request was refused, or got lost.
+            InvalidInputs: a request was refused or got lost, or its answer was cut.
         """
         return asyncio.run(self._answers(asked, options, new_tokens, concurrency))
 
@@ -134,13 +138,21 @@ class Server:
             used = chunk.usage or used
         if used is None:
             raise ValueError("an answer ended without its count of tokens (stream_options.include_usage)")
+        if used.completion_tokens != new_tokens:  # vLLM cuts it where the prompt leaves too little room
+            raise ValueError(
+                f"an answer of {used.completion_tokens} tokens where {new_tokens} were asked for, behind a prompt "
+                f"of {used.prompt_tokens}: give the server a larger --max-model-len, or ask for fewer"
+            )
         return Answered(first, time.perf_counter() - start, used.prompt_tokens, used.completion_tokens)
 
 
-def _read(url: str, timeout: float) -> str:
-    with urllib.request.urlopen(url, timeout=timeout) as answer:
-        text: str = answer.read().decode()
-        return text
+def _read(url: str, path: str, timeout: float) -> str:
+    try:
+        with urllib.request.urlopen(url + path, timeout=timeout) as answer:
+            text: str = answer.read().decode()
+            return text
+    except (OSError, ValueError, HTTPException) as error:  # the last: a port that speaks something else
+        raise InvalidInputs(f"server {url!r}: no vLLM server answers there ({_line(error)})") from error
 
 
 def _counter(page: str, name: str) -> int:

@@ -14,7 +14,8 @@ Plain = dict[str, Any]
 
 
 def _per_token(one: "Round") -> float:
-    return median((answer.total - answer.first) / max(1, answer.new - 1) for answer in one.answers)
+    further = [(answer.total - answer.first) / (answer.new - 1) for answer in one.answers if answer.new > 1]
+    return median(further) if further else 0
 
 
 # What is reported of a round.

@@ -35,7 +35,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         ratios["requests_per_second"],
         milliseconds(row["first_token"]),
         ratios["first_token"],
-        milliseconds(row["per_token"]),
+        milliseconds(row["per_token"]) if row["per_token"]["median"] else DASH,
         ratios["per_token"],
         f"{row['prompt']:.0f}",
         *found,
