@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from foveate.vllm.registration import ASPECT
 from processors import KITS
+from serve_checkpoint import rename
 from zoo import animal
 from zoo.animal import END, IMAGE, PATCH, START, VIDEO, born
 from zoo.llava import PINPOINTS, TILE
@@ -173,14 +174,3 @@ def write(name, folder):
     rename(Path(folder) / "model.safetensors")
     model.name_or_path = str(folder)  # where foveate looks for the tokenizer
     return model
-
-
-def rename(path):
-    """CLIP's and SigLIP's keys as vLLM 0.32 reads them: transformers 5 saves them without ``vision_model``."""
-    tower = "vision_tower."
-    weights = load_file(path)
-    named = {
-        key.replace(tower, f"{tower}vision_model.") if tower in key and "vision_model" not in key else key: value
-        for key, value in weights.items()
-    }
-    save_file(named, path, {"format": "pt"})

@@ -37,9 +37,39 @@ def test_all_ranks_keep_what_the_first_chose():
     assert found == [(0, [4, 2, 7], [4, 2, 7]), (1, [5, 3, 8], [4, 2, 7])]
 
 
+def choose_otherwise(model):
+    """All ranks but the first, as rounding may have them."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    from foveate.vllm.models import pruning
+
+    order = pruning._order
+    if get_tensor_model_parallel_rank() > 0:
+        pruning._order = lambda tokens, *asked: (order(tokens, *asked) + 1) % len(tokens.features)
+
+
+def choose_alone(model):
+    from foveate.vllm.models import pruning
+
+    pruning.chosen_by_first = lambda choose, k, device: choose()
+
+
 def test_two_ranks_answer_as_transformers_does(folders, monkeypatch):
+    """The model asks for the common choice: the second rank's own would give other answers."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     both = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
     with opened(folders, "llava", {"method": "spare", "keep": 7}, **both) as bench:
-        wanted = [bench.expected([picture(i)], QUESTIONS[i], foveate.SPARE(relevance="llm"), 7) for i in range(3)]
-        assert bench.answers([bench.request([picture(i)], QUESTIONS[i]) for i in range(3)]) == wanted
+
+        def compared(indices):
+            asked = [([picture(i)], QUESTIONS[i % 3]) for i in indices]
+            wanted = [bench.expected(*one, foveate.SPARE(relevance="llm"), 7) for one in asked]
+            return bench.answers([bench.request(*one) for one in asked]), wanted
+
+        found, wanted = compared(range(3))
+        assert found == wanted
+        bench.engine.apply_model(choose_otherwise)
+        found, wanted = compared(range(3, 6))  # pictures that no cache knows
+        assert found == wanted
+        bench.engine.apply_model(choose_alone)
+        found, wanted = compared(range(6, 9))
+        assert all(one != other for one, other in zip(found, wanted, strict=True))

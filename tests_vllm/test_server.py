@@ -4,23 +4,19 @@ import base64
 import io
 import os
 import random
-import signal
 import socket
-import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
 import foveate
 from checkpoints import IMAGE, VIDEO
 from conftest import NEW, QUESTIONS, Bench, picture
+from serving import READY, command, served
 
-READY = 1500  # seconds; the tests' processes may be paused for long
 RRQR, SPARE = foveate.RRQR(), foveate.SPARE(relevance="llm")
 
 
@@ -30,46 +26,24 @@ def free_port():
         return listener.getsockname()[1]
 
 
+OPTIONS = {
+    "--hf-overrides": '{"foveate": {"method": "rrqr", "keep": 9}}',
+    "--served-model-name": "tiny",
+    "--max-model-len": "512",
+    "--limit-mm-per-prompt": '{"image": 2, "video": 0}',
+    "--enable-prompt-tokens-details": None,
+}
+
+
 @pytest.fixture(scope="module")
 def server(folders, tmp_path_factory):
-    """The base URL of a server that keeps 9 tokens by RRQR, its `Bench` and its log."""
+    """The base URL of a server that keeps 9 tokens by RRQR, and its `Bench`."""
     folder, model, processor = folders("llava")
     port = free_port()
-    command = [
-        *(Path(sys.executable).with_name("vllm"), "serve", folder, "--served-model-name", "tiny"),
-        *("--hf-overrides", '{"foveate": {"method": "rrqr", "keep": 9}}', "--trust-request-mm-kwargs"),
-        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32"),
-        *("--max-num-seqs", "8", "--limit-mm-per-prompt", '{"image": 2, "video": 0}'),
-        *("--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details"),
-    ]
-    log = tmp_path_factory.mktemp("server") / "log"
+    started = command(Path(sys.executable).with_name("vllm"), folder, port, OPTIONS)
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1", Bench(folder, model, processor, None), log
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(url, process, log):
-    end = time.monotonic() + READY
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-5000:]
-        try:
-            if httpx.get(url, timeout=10).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(log.read_text()[-5000:])
+    with served(started, port, environment, tmp_path_factory.mktemp("server") / "log") as url:
+        yield f"{url}/v1", Bench(folder, model, processor, None)
 
 
 def data_url(shown):
@@ -130,7 +104,7 @@ BAD = [
 
 
 def test_answers_and_counts(server):
-    url, bench, _ = server
+    url, bench = server
     client = openai.OpenAI(base_url=url, api_key="none", timeout=READY, max_retries=0)
     counts = {}
     for options, pruned in GOOD:
@@ -149,7 +123,7 @@ def test_bad_requests_are_answered_with_400(server, options, says):
 
 def test_a_flood_of_mixed_requests(server):
     """Good ones, bad ones, broken pictures and no pictures, at once: every good one is answered rightly."""
-    url, bench, _ = server
+    url, bench = server
     client = openai.OpenAI(base_url=url, api_key="none", timeout=READY, max_retries=0)
     jobs = []
     for number in range(64):

@@ -1,6 +1,7 @@
 """What vLLM does to requests besides answering them: it mixes, cuts, caches, preempts and repeats them."""
 
 import pytest
+import torch
 
 import foveate
 from checkpoints import IMAGE
@@ -111,17 +112,33 @@ def test_preemption(folders):
         assert counts["vllm:num_preemptions"] > 0
 
 
-def test_the_tower_sees_as_many_images_as_the_budget_of_the_encoder_says(folders):
-    """Kept tokens are a ninth: stock scheduling alone would hand the tower nine times more at once."""
-    with opened(folders, "llava", {"method": "rrqr", "keep": 4}, max_num_batched_tokens=80) as bench:
+RAW = {"do_rescale": False, "do_normalize": False}  # vLLM does both within Qwen's tower
+TWO = {  # of the tower: a budget for two of three images, and how it is given them
+    "llava": ("vision_tower", 80, {}),
+    "llava_next": ("vision_tower", 60, {}),
+    "qwen2_5_vl": ("visual", 60, RAW),
+    "qwen3_vl": ("visual", 60, RAW),
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_the_tower_sees_as_many_images_as_the_budget_of_the_encoder_says(folders, name):
+    """Few tokens are kept: stock scheduling alone would hand the tower all three at once."""
+    tower, budget, form = TWO[name]
+    pictures = [picture(index) for index in range(3)]
+    with opened(folders, name, {"method": "rrqr", "keep": 4}, max_num_batched_tokens=budget) as bench:
         seen = []
         bench.engine.apply_model(
-            lambda model: model.vision_tower.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+            lambda model: getattr(model, tower).register_forward_pre_hook(
+                lambda _, given: seen.append(given[0].flatten())
+            )
         )
-        asked = [bench.request([picture(3 * i + j) for j in range(3)], QUESTIONS[0]) for i in range(2)]
-        bench.answers(asked)
-        assert sum(seen) == 6
-        assert max(seen) == 2  # of 36 tokens each
+        wanted = bench.expected(pictures, QUESTIONS[0], RRQR, 4)
+        assert bench.answers([bench.request(pictures, QUESTIONS[0])]) == [wanted]
+        prepared = (bench.processor.image_processor(one, return_tensors="pt", **form) for one in pictures)
+        pixels = [one["pixel_values"].flatten() for one in prepared]
+        for found, images in zip(seen, (pixels[:2], pixels[2:]), strict=True):
+            torch.testing.assert_close(found, torch.cat(images), check_dtype=False)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])

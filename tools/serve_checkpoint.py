@@ -35,12 +35,12 @@ def write(folder: Path) -> None:
     build(replace(preset, config=lambda: config), torch.device("cpu"), torch.float32, "sdpa").save_pretrained(
         folder
     )
-    _rename(folder / "model.safetensors")
+    rename(folder / "model.safetensors")
     processor.save_pretrained(folder)
 
 
-def _rename(path: Path) -> None:
-    """CLIP's keys as vLLM 0.32 reads them: transformers 5 saves them without ``vision_model``."""
+def rename(path: Path) -> None:
+    """CLIP's and SigLIP's keys as vLLM 0.32 reads them: transformers 5 saves them without ``vision_model``."""
     weights = load_file(path)
     named = {
         key.replace(TOWER, f"{TOWER}vision_model.") if TOWER in key and "vision_model" not in key else key: value

@@ -25,8 +25,8 @@ from foveate.bench.machine import machine
 from serve_checkpoint import TOWER, write
 
 HOST, PORT = "127.0.0.1", 8000
-URL = f"http://{HOST}:{PORT}"
 READY = 1800  # seconds until the server is given up
+TAIL = 5000  # characters of its log that are shown then
 OPTIONS = {
     "--hf-overrides": '{"foveate": {}}',
     "--trust-request-mm-kwargs": None,
@@ -48,26 +48,27 @@ def weights(checkpoint: Path) -> str:
     return f"Its {sum(sizes.values()):.2f} B weights are random, {tower:.2f} B of them the vision tower's."
 
 
-def command(vllm: Path, checkpoint: Path) -> list[str]:
-    given = [part for pair in OPTIONS.items() for part in pair if part is not None]
-    own = ["--served-model-name", checkpoint.name, "--host", HOST, "--port", str(PORT)]
-    return [str(vllm), "serve", str(checkpoint), *given, *own]
+def command(vllm: Path, checkpoint: Path, port: int, options: dict[str, str | None]) -> list[str]:
+    own = {"--served-model-name": checkpoint.name, "--host": HOST, "--port": str(port)}
+    given = [part for pair in {**OPTIONS, **own, **options}.items() for part in pair if part is not None]
+    return [str(vllm), "serve", str(checkpoint), *given]
 
 
 @contextmanager
-def served(started: list[str], environment: dict[str, str], log: Path):
-    """A server that answers, stopped at the end."""
+def served(started: list[str], port: int, environment: dict[str, str], log: Path):
+    """The URL of a server that answers, stopped at the end."""
+    url = f"http://{HOST}:{port}"
     with socket.socket() as taken:
-        if taken.connect_ex((HOST, PORT)) == 0:
-            sys.exit(f"serving: another server listens on {URL}; stop it first")
+        if taken.connect_ex((HOST, port)) == 0:
+            sys.exit(f"serving: another server listens on {url}; stop it first")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
         process = subprocess.Popen(
             started, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        wait_for(process, log)
-        yield
+        wait_for(url, process, log)
+        yield url
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -76,15 +77,15 @@ def served(started: list[str], environment: dict[str, str], log: Path):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(process: subprocess.Popen, log: Path) -> None:
+def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
     end = time.monotonic() + READY
     while process.poll() is None and time.monotonic() < end:
         try:
-            with urllib.request.urlopen(f"{URL}/health", timeout=10):
+            with urllib.request.urlopen(f"{url}/health", timeout=10):
                 return
         except OSError:  # it does not listen yet
             time.sleep(0.5)
-    sys.exit(f"serving: the server did not start; {log} says why")
+    sys.exit(f"serving: the server did not start; {log} ends with\n{log.read_text()[-TAIL:]}")
 
 
 if __name__ == "__main__":
@@ -100,9 +101,9 @@ if __name__ == "__main__":
     cores = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{torch.get_num_threads() - 1}"}
     limits = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}  # GiB
     environment = {**limits, **cores, **os.environ, "PYTHONPATH": given.pythonpath}
-    started = command(given.vllm, given.checkpoint)
+    started = command(given.vllm, given.checkpoint, PORT, {})
     about = f"The server, on {machine(torch.device('cpu'))}: `{shlex.join(['vllm', *started[1:]])}`."
     about += f" {weights(given.checkpoint)}"
-    with served(started, environment, given.log):
+    with served(started, PORT, environment, given.log) as url:
         foveate = Path(sys.executable).with_name("foveate")
-        sys.exit(subprocess.run([foveate, "bench", "serve", URL, "--about", about, *options]).returncode)
+        sys.exit(subprocess.run([foveate, "bench", "serve", url, "--about", about, *options]).returncode)
