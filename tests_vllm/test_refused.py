@@ -190,7 +190,7 @@ BAD = [
     ({"keep": 0}, "keep=0"),
     ({"keep": -3}, "keep=-3"),
     ({"keep": "many"}, "keep='many'"),
-    ({"keep": None, "method": "spare"}, "keep is missing"),
+    ({"keep": None, "method": "spare"}, "keep=null"),
     ({"keep": 4, "colour": "red"}, "'colour' is unknown"),
     ({"keep": 4, "query": ["a"]}, "query="),
     ({"keep": 4, "method": "pyramiddrop"}, "inside the language model"),

@@ -279,7 +279,7 @@ def measure_server(
         tuple[int, int], typer.Option(help="Pixels of a picture, width and height.")
     ] = bench.serve.SIZE,
     rounds: Annotated[
-        int, typer.Option(help="In each, every arm is sent the same requests.")
+        int, typer.Option(help="In each, every arm is sent the same requests; from 6 on ratios are judged.")
     ] = bench.serve.ROUNDS,
     timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = bench.serve.TIMEOUT,
     about: Annotated[

@@ -3,6 +3,7 @@
 The names with an underscore are vLLM 0.32's own (`BaseMultiModalProcessor`); tests_vllm/test_seams.py guards them.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,9 @@ from foveate.vllm.choice import FIELD, KEY, Choice, Request, servable
 from foveate.vllm.layout import layout_of
 from foveate.vllm.prompt import ends_with_image, questions_of_images
 
-ENABLE = "allowed is that once the server is started with --hf-overrides '{\"foveate\": {}}'"
+ENABLE = (
+    "this server was started without foveate: allowed once it is started with --hf-overrides '{\"foveate\": {}}'"
+)
 Options = Mapping[str, Any]
 
 
@@ -37,7 +40,7 @@ class PruningProcessor(BaseMultiModalProcessor):
         if default is None and KEY not in options:
             return super().apply(inputs, timing_ctx)
         if default is None:
-            raise ValueError(f"{KEY}={options[KEY]!r} for a server that does not prune: {ENABLE}")
+            raise ValueError(f"{KEY}={json.dumps(options[KEY], default=repr)}: {ENABLE}")
         try:
             options[KEY] = self._choices(inputs, Request.read(default), options)
             choices = [Choice.parse(text) for text in options[KEY]]
@@ -74,7 +77,9 @@ class PruningProcessor(BaseMultiModalProcessor):
         images = inputs.mm_data_items.get("image")
         if request.keep is None:
             if KEY in options:
-                raise ValueError(f"{KEY}={asked!r} keeps nothing: allowed is a keep, or {KEY}=null for all tokens")
+                raise ValueError(
+                    f"keep=null: allowed is a count or a fraction, or {KEY}=null (no object) for all tokens"
+                )
             return []
         if not images:
             return []

@@ -169,7 +169,9 @@ def _levels(text: str, requests: int) -> tuple[int, ...]:
         raise InvalidOption(f"concurrency {text!r}: allowed are numbers such as 1,4") from error
     for level in levels:
         if not 1 <= level <= requests:
-            raise InvalidOption(f"concurrency {level}: allowed is 1 to {requests}, the requests of a round")
+            raise InvalidOption(
+                f"concurrency {level}: allowed is 1 to {requests}, the requests of a round (images x questions)"
+            )
     return levels
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import time
 import urllib.request
@@ -65,11 +66,12 @@ class Server:
         if find_spec("openai") is None:
             raise InvalidOption("bench serve asks through the openai client: pip install openai")
         url = url.rstrip("/").removesuffix("/v1")
+        url = url if "://" in url else f"http://{url}"
+        models, versions = _read(url, "/v1/models", timeout), _read(url, "/version", timeout)
         try:
-            model = json.loads(_read(url, "/v1/models", timeout))["data"][0]["id"]
-            version = json.loads(_read(url, "/version", timeout))["version"]
+            model, version = json.loads(models)["data"][0]["id"], json.loads(versions)["version"]
         except (ValueError, LookupError, TypeError) as error:
-            raise InvalidInputs(f"server {url!r}: what answers there is no vLLM server ({error})") from error
+            raise InvalidInputs(f"server {url!r}: what answers there is no vLLM server") from error
         return cls(url, str(model), str(version), timeout)
 
     def counters(self) -> dict[str, int]:
@@ -104,7 +106,7 @@ class Server:
 
         gate = asyncio.Semaphore(concurrency)
         async with openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="none", timeout=self.timeout, max_retries=0
+            base_url=f"{self.url}/v1", api_key=_key(), timeout=self.timeout, max_retries=0
         ) as client:
 
             async def one(url: str, question: str) -> Answered:
@@ -146,9 +148,14 @@ class Server:
         return Answered(first, time.perf_counter() - start, used.prompt_tokens, used.completion_tokens)
 
 
+def _key() -> str:
+    return os.environ.get("OPENAI_API_KEY") or "none"
+
+
 def _read(url: str, path: str, timeout: float) -> str:
     try:
-        with urllib.request.urlopen(url + path, timeout=timeout) as answer:
+        request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {_key()}"})
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             text: str = answer.read().decode()
             return text
     except (OSError, ValueError, HTTPException) as error:  # the last: a port that speaks something else
