@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 from foveate import INSIDE, METHODS, RRQR, SPARE, FastV, PyramidDrop, Random, ResPrune, SparseVLM, bench, mini
@@ -27,6 +28,7 @@ COMMAND = [sys.executable, "-c", "from foveate.cli import main; main()"]
 def _load_once(bundled, monkeypatch, tmp_path):
     """The bundled model is loaded once for all tests; files are written to an empty folder."""
     load = bench.load
+    transformers_logging.disable_progress_bar()  # as the real one does: any test may load CLIP
     monkeypatch.setattr(bench, "load", lambda path="mini": bundled if path == "mini" else load(path))
     monkeypatch.chdir(tmp_path)
 
