@@ -27,3 +27,8 @@ class InvalidInputs(FoveateError, ValueError):
 
 class InvalidOption(FoveateError, ValueError):
     """A method's or function's option has a value that is not allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says in its first line, its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from foveate import mini
-from foveate.errors import InvalidInputs, UnsupportedModel
+from foveate.errors import InvalidInputs, UnsupportedModel, first_line
 from foveate.families import FAMILIES, family_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
         StrictDataclassError,
     ) as error:
         # Whatever transformers makes of a damaged checkpoint: shapes that differ, fields of another type.
-        raise InvalidInputs(f"model {str(path)!r}: it cannot be loaded ({_first_line(error)})") from error
+        raise InvalidInputs(
+            f"model {str(path)!r}: it cannot be loaded ({first_line(error).rstrip('.')})"
+        ) from error
     family_of(model)
     return model.eval().to("cuda" if gpu else "cpu"), processor
 
@@ -104,13 +106,9 @@ def _check_type(path: str) -> None:
     try:
         config = PretrainedConfig.get_config_dict(path)[0]
     except (OSError, ValueError) as error:
-        raise InvalidInputs(f"model {path!r}: no checkpoint there ({_first_line(error)})") from error
+        raise InvalidInputs(f"model {path!r}: no checkpoint there ({first_line(error).rstrip('.')})") from error
     if "model_type" not in config:
         raise InvalidInputs(f"model {path!r}: no checkpoint there (no config.json with a model_type)")
     if config["model_type"] not in FAMILIES:
         known = ", ".join(f"{name} ({family.name})" for name, family in FAMILIES.items())
         raise UnsupportedModel(f"model type {config['model_type']!r} of {path!r}: supported are {known}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

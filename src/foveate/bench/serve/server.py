@@ -12,7 +12,7 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from typing import Any
 
-from foveate.errors import InvalidInputs, InvalidOption
+from foveate.errors import InvalidInputs, InvalidOption, first_line
 
 TIMEOUT = 600.0  # seconds until a request counts as lost
 # vLLM's counters, of tokens looked up and found: of prompts, and of what was made of images before the encoder.
@@ -118,7 +118,7 @@ class Server:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(one(*request)) for request in asked]
             except* (openai.OpenAIError, ValueError) as errors:
-                raise InvalidInputs(f"server {self.url!r}: {_line(errors.exceptions[0])}") from errors
+                raise InvalidInputs(f"server {self.url!r}: {first_line(errors.exceptions[0])}") from errors
             return [task.result() for task in tasks], time.perf_counter() - start
 
     async def _answer(
@@ -159,14 +159,10 @@ def _read(url: str, path: str, timeout: float) -> str:
             text: str = answer.read().decode()
             return text
     except (OSError, ValueError, HTTPException) as error:  # the last: a port that speaks something else
-        raise InvalidInputs(f"server {url!r}: no vLLM server answers there ({_line(error)})") from error
+        raise InvalidInputs(f"server {url!r}: no vLLM server answers there ({first_line(error)})") from error
 
 
 def _counter(page: str, name: str) -> int:
     """The sum of a counter over engines; Prometheus adds ``_total`` to its name."""
     found = re.findall(rf"^{name}(?:_total)?(?:{{[^}}]*}})? (\S+)$", page, flags=re.MULTILINE)
     return round(sum(float(value) for value in found))
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

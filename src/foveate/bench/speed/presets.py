@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate.bench.speed.prompts import Inputs, patches, square, tiles
-from foveate.errors import InvalidOption
+from foveate.errors import InvalidOption, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -171,7 +171,9 @@ def build(preset: Preset, device: torch.device, dtype: torch.dtype, attention: s
                 preset.config(), dtype=dtype, attn_implementation=attention
             )
     except (ImportError, ValueError) as error:
-        raise InvalidOption(f"attention {attention!r}: not to be had here ({_first_line(error)})") from error
+        raise InvalidOption(
+            f"attention {attention!r}: not to be had here ({first_line(error).rstrip('.')})"
+        ) from error
     model.tie_weights()
     if device.type != "meta":
         _fill(model, device)
@@ -187,7 +189,3 @@ def _fill(model: "PreTrainedModel", device: torch.device) -> None:
             parameter.normal_(std=SCALE, generator=generator)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

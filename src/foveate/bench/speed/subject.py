@@ -16,7 +16,7 @@ from foveate.bench.speed.presets import build, preset_of
 from foveate.bench.speed.prompts import written
 from foveate.bench.speed.stand_in import QUESTION, stand_in
 from foveate.encode import placeholders
-from foveate.errors import InvalidOption
+from foveate.errors import InvalidOption, first_line
 from foveate.families import family_of
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ def of_checkpoint(
         model = model.to(wanted or model.dtype)
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InvalidOption(f"attention {attention!r}: not to be had here ({reason})") from error
+        raise InvalidOption(f"attention {attention!r}: not to be had here ({first_line(error)})") from error
 
     def inputs(size: int | None, batch: int) -> dict[str, Any]:
         pictures = [_noise(seed) for seed in range(batch)]
