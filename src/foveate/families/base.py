@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidInputs
 from foveate.families.layout import Grid, Layout, View, square
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +76,7 @@ class Family:
         Raises:
             InvalidInputs: what the model needs for them is missing.
         """
-        own = getattr(base_of(model), "get_rope_index", None)
+        own = names.rope_index(model)
         if own is None:
             return None
         parameters = inspect.signature(own).parameters.values()
