@@ -20,6 +20,16 @@ CACHE = ("cache", "past_key_values")
 ENCODED = "mm_encoder_outputs"
 # Arguments of a decoder's forward for models that add visual features behind its first layers.
 DEEPSTACK, VISUAL = "deepstack_visual_embeds", "visual_pos_masks"
+# Where a model keeps its vision tower's layers, and a layer its attention.
+TOWER_LAYERS = (
+    "vision_tower.transformer.layers",
+    "vision_tower.vision_model.encoder.layers",
+    "vision_tower.encoder.layers",
+    "vision_tower.encoder.layer",
+    "vision_model.encoder.layers",
+    "visual.blocks",
+)
+TOWER_ATTENTION = ("self_attn", "attention", "attn")
 _ABSENT = object()
 
 
@@ -97,6 +107,11 @@ def deepstack(model: Any, output: Any) -> Sequence[Any]:
         return ()
     layers: Sequence[Any] = at(output, "deepstack_features")
     return layers
+
+
+def tower_attention(model: Any, index: int) -> Any:
+    """The attention module of a vision tower's layer."""
+    return at(at(model.base_model, *TOWER_LAYERS)[index], *TOWER_ATTENTION)
 
 
 def rope_index(model: Any) -> Callable[..., Any] | None:
