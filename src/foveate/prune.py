@@ -3,26 +3,30 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foveate.budget import Budget
-from foveate.check import check_inputs, check_method, with_mask
-from foveate.encode import Encoded, encode
 from foveate.errors import InvalidOption
 from foveate.families import Family, family_of
+from foveate.flow.check import check_method
+from foveate.flow.choose import Ranking, choose
+from foveate.flow.encode import Encoded, encode, refuse_non_finite
+from foveate.flow.images import Image, images_of
+from foveate.flow.plan import Plan
+from foveate.flow.prompt import Prompt
+from foveate.flow.replace import standing
+from foveate.flow.shrink import shrink
+from foveate.flow.signals import Source, Text
 from foveate.hf import names
-from foveate.methods import Method, Resizing
-from foveate.place import Ranking, choose, place
-from foveate.pruned import Pruned, Report
+from foveate.hf.unwrap import unwrap
+from foveate.methods import Method
+from foveate.pruned import Pruned, report_of
+from foveate.select.checks import read_together
 from foveate.settings import Settings
-from foveate.shrink import shrink
-from foveate.signals import Source, add_text
-from foveate.tokens import Signal
-from foveate.unwrap import unwrap
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
@@ -41,6 +45,8 @@ def prune(
     processor: Any = None,
     clip: "CLIPModel | str | Path | None" = None,
     family: str | None = None,
+    use_cache: bool = True,
+    timed: bool = False,
 ) -> Pruned:
     """Encode the images and videos of a prompt and keep only the visual tokens a method ranks best.
 
@@ -65,6 +71,9 @@ def prune(
         processor: the processor or tokenizer; None loads the tokenizer beside the checkpoint.
         clip: CLIP pair of the vision tower (model, path or id); None looks beside the checkpoint.
         family: None, or ``"generic"`` for a model type that is not in `foveate.FAMILIES`, at your own risk.
+        use_cache: whether the answer will be generated with a KV cache. The pruned prompt carries it, so that
+            ``generate(**pruned, use_cache=False)`` is an error: without a cache, a prompt must be made for it.
+        timed: whether to measure the stages, for ``report.seconds``. On a GPU each measurement waits for it.
 
     Returns:
         A mapping for ``model.generate(**pruned)``, with ``kept``, ``orders``, ``grids``, ``rows``, ``kinds`` and
@@ -81,21 +90,21 @@ def prune(
     inner = unwrap(model)
     check_method(inner, family_of(inner, family), method)
     settings = Settings(Budget.of_one(keep, keep_total), positions, per_frame)
+    if isinstance(inputs, Mapping) and inputs.get("use_cache") is not None:
+        use_cache = inputs["use_cache"]
+    sources = {"question": question, "processor": processor, "clip": clip, "family": family}
     with torch.no_grad():
-        return prune_with_grad(
-            inner,
-            with_mask(inner, inputs) if isinstance(inputs, Mapping) else inputs,
-            method,
-            settings,
-            question=question,
-            processor=processor,
-            clip=clip,
-            family=family,
-        )
+        return prune_with_grad(inner, inputs, method, settings, use_cache=use_cache, timed=timed, **sources)
 
 
 def prune_with_grad(
-    model: "PreTrainedModel", inputs: Mapping[str, Any], method: Method, settings: Settings, **sources: Any
+    model: "PreTrainedModel",
+    inputs: Mapping[str, Any],
+    method: Method,
+    settings: Settings,
+    use_cache: bool | None = True,
+    timed: bool = False,
+    **sources: Any,
 ) -> Pruned:
     """`prune`, with gradients from the kept features to the encoder where the caller has them on.
 
@@ -104,9 +113,12 @@ def prune_with_grad(
         inputs: as `prune`'s, like ``method``.
         method: such as `foveate.SPARE()`.
         settings: the rest of what it is to do.
+        use_cache: as `prune`'s; None for a plain forward, whose positions count all columns.
+        timed: as `prune`'s.
         sources: `prepare`'s ``question``, ``processor``, ``clip`` and ``family``.
     """
-    pruned = prepare(model, inputs, [method], **sources).keep_as(method, settings)
+    prepared = prepare(model, inputs, [method], generates=use_cache is not None, timed=timed, **sources)
+    pruned = prepared.keep_as(method, settings, use_cache)
     names.keep_rope_deltas(model, pruned.rope_deltas)
     return pruned
 
@@ -118,17 +130,19 @@ class Prepared:
     Internal for now: the benchmark's way in, importable from here alone.
 
     Attributes:
-        seconds: wall-clock of ``encode`` and ``relevance``, for all methods together.
+        seconds: wall-clock of ``encode`` and ``relevance``, for all methods together; empty unless timed.
     """
 
     seconds: dict[str, float]
     _model: "PreTrainedModel" = field(repr=False)
     _family: Family = field(repr=False)
-    _prompt: dict[str, Any] = field(repr=False)
+    _prompt: Prompt = field(repr=False)
     _encoded: Encoded = field(repr=False)
-    _tagger: str | None = field(repr=False)
+    _images: list[Image] = field(repr=False)
+    _text: Text | None = field(repr=False)
     _sources: list[Source] = field(repr=False)
     _rankings: list[Ranking] = field(repr=False)
+    _timed: bool = field(repr=False)
 
     def keep(self, method: Method, keep: int | float | Budget, positions: str = "original") -> Pruned:
         """The prompt with the tokens that a method keeps: what `prune` gives.
@@ -147,58 +161,33 @@ class Prepared:
         """
         return self.keep_as(method, Settings(Budget.of(keep), positions))
 
-    def keep_as(self, method: Method, settings: Settings) -> Pruned:
+    def keep_as(self, method: Method, settings: Settings, use_cache: bool | None = True) -> Pruned:
         """`keep`, with all settings."""
         check_method(self._model, self._family, method)
         number = self._number(method)
-        settled, ranking = self._sources[number].method, self._rankings[number]
-        needs = settled.needs
-        images = [tokens.with_only(needs) for tokens in self._encoded.images]
-        encoded = replace(self._encoded, images=images)
+        source, ranking = self._sources[number], self._rankings[number]
+        one_axis = names.rope_index(self._model) is None
+        guard = use_cache is False and one_axis and settings.positions == "original"
+        plan = Plan.of(self._prompt, self._images, settings, guard)
         seconds = dict(self.seconds)
-        with _timed(seconds, "select", self._model):
-            orders = choose(
-                self._model,
-                self._family,
-                self._prompt,
-                encoded,
-                ranking,
-                settings.budget,
-                settings.per_frame,
+        watch = _Watch(self._model, seconds if self._timed else None)
+
+        def made() -> Pruned:
+            refuse_non_finite(self._encoded.features, self._encoded.counts)
+            with watch.stage("select"):
+                chosen = choose(plan, self._encoded, self._text, ranking)
+                rows, layers = standing(
+                    self._model, self._family, self._encoded, self._text, source.method, chosen
+                )
+            with watch.stage("shrink"):
+                shrunk = shrink(self._model, self._family, chosen, rows, layers, use_cache)
+            tagger = None if self._text is None else self._text.tagger
+            report = report_of(
+                self._model, self._family, chosen, self._encoded, rows, source.method, seconds, tagger
             )
-            placed = place(self._model, self._family, self._prompt, encoded, settled, orders, settings.per_frame)
-            kept = [order.sort().values for order in orders]
-            placed = [standing.at(order.argsort()) for standing, order in zip(placed, orders, strict=True)]
-            features = [standing.features for standing in placed]
-            deepstack = [standing.deepstack for standing in placed]
-        with _timed(seconds, "shrink", self._model):
-            shrunk = shrink(
-                self._model,
-                self._family,
-                self._prompt,
-                encoded,
-                kept,
-                features,
-                deepstack,
-                settings.positions,
-            )
-        depth = self._model.config.get_text_config().num_hidden_layers
-        report = Report(
-            tokens_before=[len(tokens.features) for tokens in images],
-            tokens_after=[len(indices) for indices in kept],
-            prompt_before=self._attended(),
-            prompt_after=shrunk["attention_mask"].sum(dim=1).tolist(),
-            seconds=seconds,
-            tagger=self._tagger if Signal.QUESTION in needs else None,
-            method=settled,
-            tokens_per_layer=[[len(indices)] * depth for indices in kept],
-            resized=self._family.resizes if isinstance(settled, Resizing) else None,
-            _features=[tokens.features.detach() for tokens in images],
-            _placed=[rows.detach() for rows in features],
-        )
-        grids = [tokens.grids for tokens in images]
-        locked = [tokens.locked for tokens in images]
-        return Pruned(kept, orders, grids, encoded.rows, encoded.kinds, report, self._family, locked, shrunk)
+            return Pruned(chosen, shrunk, report, self._family)
+
+        return read_together(made)
 
     def _number(self, method: Method) -> int:
         for number, source in enumerate(self._sources):
@@ -206,11 +195,6 @@ class Prepared:
                 return number
         known = ", ".join(repr(source.asked) for source in self._sources) or "none"
         raise InvalidOption(f"method={method!r}: allowed are those prepared for, {known}")
-
-    def _attended(self) -> list[int]:
-        mask = self._prompt.get("attention_mask")
-        counted = torch.ones_like(self._prompt["input_ids"]) if mask is None else mask
-        return list(counted.sum(dim=1).tolist())
 
 
 def prepare(
@@ -222,6 +206,8 @@ def prepare(
     processor: Any = None,
     clip: "CLIPModel | str | Path | None" = None,
     family: str | None = None,
+    generates: bool = True,
+    timed: bool = False,
 ) -> Prepared:
     """Encode the images of a prompt once, with every signal that any of the methods needs here.
 
@@ -236,31 +222,47 @@ def prepare(
         processor: the processor or tokenizer.
         clip: CLIP pair of the vision tower.
         family: None or ``generic``.
+        generates: whether generate() will read the prompt, else a plain forward.
+        timed: as `prune`'s.
 
     Raises:
         UnsupportedModel, InvalidInputs, InvalidFeatures, InvalidOption: as `prune`.
         MissingSignal: one of the methods needs a signal that is not to be had; raised before any work.
     """
-    own = family_of(model, family)
+    its_family = family_of(model, family)
     for method in methods:
-        check_method(model, own, method)
-    check_inputs(model, own, inputs)
-    sources = [Source.find(model, own, method, processor, clip) for method in methods]
+        check_method(model, its_family, method)
+    prompt = Prompt.read(model, its_family, inputs, generates)
+    sources = [Source.find(model, its_family, method, processor, clip) for method in methods]
     needs = frozenset(signal for source in sources for signal in source.method.needs)
     seconds: dict[str, float] = {}
-    prompt = dict(inputs)
-    with _timed(seconds, "encode", model):
-        encoded = encode(model, own, prompt, needs)
-    with _timed(seconds, "relevance", model):
-        encoded, tagger = add_text(model, own, prompt, encoded, sources, question)
-    rankings = [Ranking(source.method) for source in sources]
-    return Prepared(seconds, model, own, prompt, encoded, tagger, sources, rankings)
+    watch = _Watch(model, seconds if timed else None)
+    with watch.stage("encode"):
+        encoded = encode(model, its_family, prompt, needs)
+    images = images_of(model, its_family, prompt, encoded.counts, encoded.kinds)
+    with watch.stage("relevance"):
+        text = Text.read(model, its_family, prompt, sources, question)
+    rankings = [Ranking(source.method, model.config.model_type) for source in sources]
+    return Prepared(seconds, model, its_family, prompt, encoded, images, text, sources, rankings, timed)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str, model: "PreTrainedModel") -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    seconds[stage] = time.perf_counter() - start
+@dataclass(frozen=True)
+class _Watch:
+    """Measures stages where it is asked to, and waits for a GPU only then."""
+
+    model: "PreTrainedModel"
+    seconds: dict[str, float] | None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.seconds is None:
+            yield
+            return
+        start = self._now()
+        yield
+        self.seconds[name] = self._now() - start
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()

@@ -3,15 +3,22 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from foveate.families import Family, View
-from foveate.methods import Compose, Inside, Method
+from foveate.flow.choose import Chosen
+from foveate.flow.encode import Encoded
+from foveate.flow.plan import Plan
+from foveate.flow.shrink import Shrunk
+from foveate.methods import Compose, Inside, Method, Resizing
 from foveate.select import energy_outside
-from foveate.shrink import Shrunk
+from foveate.tokens import Signal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +30,8 @@ class Report:
         tokens_after: visual tokens kept of each image.
         prompt_before: attended prompt tokens of each row, visual tokens included.
         prompt_after: the same, pruned.
-        seconds: wall-clock per stage: ``encode``, ``relevance``, ``select`` (with merging, and with the
-            encoding of a smaller image), ``shrink``.
+        seconds: wall-clock per stage, where it was measured: ``encode``, ``relevance``, ``select`` (with merging,
+            and with the encoding of a smaller image), ``shrink``.
         tagger: what found the question's nouns (``spacy``, ``hanta``, ``content words``), or None.
         method: the method with its ``auto`` options decided.
         tokens_per_layer: of each image, the tokens that each layer of the language model works on.
@@ -41,8 +48,8 @@ class Report:
     method: "Method | Inside | Compose"
     tokens_per_layer: list[list[int]]
     resized: str | None
-    _features: list[Tensor] = field(repr=False)
-    _placed: list[Tensor] = field(repr=False)
+    _features: Tensor = field(repr=False)
+    _placed: Tensor = field(repr=False)
 
     @cached_property
     def residual_energy(self) -> list[float]:
@@ -53,7 +60,9 @@ class Report:
         smaller image. The last two are no rows of ``V``. Computed at the first access (as costly as the
         selection itself).
         """
-        pairs = zip(self._features, self._placed, strict=True)
+        pairs = zip(
+            self._features.split(self.tokens_before), self._placed.split(self.tokens_after), strict=True
+        )
         return [float(energy_outside(features, placed)) for features, placed in pairs]
 
 
@@ -62,32 +71,66 @@ class Pruned(Mapping[str, Any]):
     """Keyword arguments for ``model.generate(**pruned)`` or ``model(**pruned)``.
 
     Attributes:
-        kept: per image, ascending indices ``[k]`` of the tokens kept; of methods that merge or resize, the
-            places (position, column) that their tokens take.
-        orders: per image, the same indices in order of selection, locked rows first (raster order where
-            all are kept).
-        grids: per image, ``(height, width)`` of each of its tiles or frames, in tokens: those that are not locked
-            are these grids one after the other, each in raster order.
-        rows: the batch row of each image.
-        kinds: ``image`` or ``video``; all images of a prompt come first, then its videos.
+        chosen: the plan, and the tokens that stay.
         report: counts, seconds, energies.
-        locked: per image ``[N]`` bool, rows that are always kept.
     """
 
-    kept: list[Tensor]
-    orders: list[Tensor]
-    grids: list[tuple[tuple[int, int], ...]]
-    rows: list[int]
-    kinds: list[str]
+    chosen: Chosen = field(repr=False)
+    _shrunk: Shrunk = field(repr=False)
     report: Report
     _family: Family = field(repr=False)
-    locked: list[Tensor] = field(repr=False)
-    _shrunk: Shrunk = field(repr=False)
+
+    @property
+    def plan(self) -> Plan:
+        """What was known on the host."""
+        return self.chosen.plan
+
+    @cached_property
+    def kept(self) -> list[Tensor]:
+        """Per image, ascending indices ``[k]`` of the tokens kept; of methods that merge or resize, the places.
+
+        A place is what a token's position and column hang on.
+        """
+        ascending = self.chosen.ascending
+        return self.chosen.of_images(None if ascending is None else ascending[0], self._device)
+
+    @cached_property
+    def orders(self) -> list[Tensor]:
+        """Per image, the same indices in order of selection, locked rows first; raster order where all are kept."""
+        return self.chosen.of_images(self.chosen.order, self._device)
+
+    @property
+    def grids(self) -> list[tuple[tuple[int, int], ...]]:
+        """Per image, ``(height, width)`` of each of its tiles or frames, in tokens.
+
+        The tokens that are not locked are these grids one after the other, each in raster order.
+        """
+        return [image.grids for image in self.plan.images]
+
+    @property
+    def rows(self) -> list[int]:
+        """The batch row of each image."""
+        return self.plan.rows
+
+    @property
+    def kinds(self) -> list[str]:
+        """``image`` or ``video``; all images of a prompt come first, then its videos."""
+        return [image.kind for image in self.plan.images]
+
+    @property
+    def locked(self) -> list[Tensor]:
+        """Per image ``[N]`` bool, rows that are always kept."""
+        return [image.locked for image in self.plan.images]
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.report._placed.device
+        return device
 
     def kept_in_grids(self, image: int) -> list[Tensor]:
         """For each of an image's grids, the raster indices of the tokens kept in it; locked rows are in none."""
-        flags = torch.zeros(len(self.locked[image]), dtype=torch.bool, device=self.kept[image].device)
-        flags[self.kept[image]] = True
+        flags = torch.zeros(len(self.locked[image]), dtype=torch.bool)
+        flags[self.kept[image].cpu()] = True
         free = flags[~self.locked[image]]
         return [part.nonzero().flatten() for part in torch.split(free, [h * w for h, w in self.grids[image]])]
 
@@ -125,3 +168,30 @@ class Pruned(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._shrunk)
+
+
+def report_of(
+    model: "PreTrainedModel",
+    family: Family,
+    chosen: Chosen,
+    encoded: Encoded,
+    rows: Tensor,
+    method: Method,
+    seconds: dict[str, float],
+    tagger: str | None,
+) -> Report:
+    """What was done to a prompt; ``rows [K, D]`` stand in the places kept."""
+    plan, depth = chosen.plan, model.config.get_text_config().num_hidden_layers
+    return Report(
+        tokens_before=list(encoded.counts),
+        tokens_after=list(plan.counts),
+        prompt_before=plan.attended_before,
+        prompt_after=plan.attended_after,
+        seconds=seconds,
+        tagger=tagger if Signal.QUESTION in method.needs else None,
+        method=method,
+        tokens_per_layer=[[count] * depth for count in plan.counts],
+        resized=family.resizes if isinstance(method, Resizing) else None,
+        _features=encoded.features.detach(),
+        _placed=rows.detach(),
+    )

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from foveate.families.base import DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Prompt, base_of
-from foveate.families.layout import Layout, runs, square
+from foveate.families.base import DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Inputs, base_of
+from foveate.families.layout import Layout, blocks, runs, square
 from foveate.families.llava import Llava
-from foveate.families.pooling import pooled
 from foveate.hf import names
 
 if TYPE_CHECKING:
@@ -29,34 +28,40 @@ class LlavaNext(Llava):
     tokens = "the whole image as a square, then its tiles joined to one grid, unpadded"
     locks = "the newline at the end of each row"
     resizes = DOWN_AND_UP
+    told_by = ("image_sizes",)
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
-        tiles = self._tiles(model, prompt)[index]
-        n_patches = _side(model) ** 2
-        marks = self._pack(model, prompt, [torch.zeros(tiles, n_patches, 1)], [index])[0][:, 0]
-        newline = marks.isnan()
-        widths = [stop - start for start, stop in runs((~newline).tolist())]
-        grids = [(_side(model), _side(model))]
-        if tiles > 1:  # the square runs into the first row
-            widths[0] -= n_patches
-            grids.append((len(widths), widths[0]))
-        return Layout(tuple(grids), newline)
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """The square, and the grid of tiles, whose rows end with a newline."""
+        n, found = _side(model) ** 2, []
+        counts = self._tiles(model, prompt)
+        for tiles, marks in zip(counts, self._marks(model, prompt, [n] * sum(counts)), strict=True):
+            newline = marks.isnan()
+            widths = [stop - start for start, stop in runs((~newline).tolist())]
+            grids = [(_side(model), _side(model))]
+            if tiles > 1:  # the square runs into the first row
+                widths[0] -= n
+                grids.append((len(widths), widths[0]))
+            found.append(Layout(tuple(grids), newline))
+        return found
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: packed as the features are."""
-        first = int(self.has_cls(model))
-        tiles = self._tiles(model, prompt)
-        shape = scores[0].shape[1:]
-        patches = torch.split(torch.stack([tile[first:].reshape(len(tile) - first, -1) for tile in scores]), tiles)
-        marks = self._pack(model, prompt, list(patches), list(range(len(tiles))))
-        return [image[~image[:, 0].isnan()].reshape(-1, *shape) for image in marks]
+    def carry(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, scores: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Packed as the features are; by the model itself where it shrinks a very large image."""
+        first, marks = int(self.has_cls(model)), torch.cat(self._marks(model, prompt, lengths))
+        places = marks[~marks.isnan()]
+        if bool((places == places.long()).all()):
+            return scores[places.long().to(scores.device)]
+        tiles = [part[first:].reshape(len(part) - first, -1) for part in torch.split(scores, list(lengths))]
+        images = self._pack(model, prompt, list(torch.split(torch.stack(tiles), self._tiles(model, prompt))))
+        free = torch.cat([~image.isnan() for image in self._marks(model, prompt, lengths)])
+        return torch.cat(images)[free.to(scores.device)].reshape(-1, *scores.shape[1:])
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """See `Family.projector`: it sees tiles that are cut and joined only later."""
         return None
 
-    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+    def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
         """See `Family.pictures`: the whole image, and its tiles as they lie, margins included."""
         if kind == VIDEO:
             return super().pictures(model, prompt, kind)
@@ -69,8 +74,8 @@ class LlavaNext(Llava):
         return found
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """See `Family.with_pictures`."""
         if kind == VIDEO:
             return {PIXELS[kind]: torch.stack(list(pictures)).reshape_as(prompt[PIXELS[kind]])}
@@ -83,37 +88,41 @@ class LlavaNext(Llava):
                 tiles += [tile for line in lines for tile in line.chunk(columns, dim=-1)]
         return {"pixel_values": torch.stack(tiles)}
 
-    def _tiles_of(self, model: "PreTrainedModel", prompt: Prompt) -> list[Tensor]:
+    def _tiles_of(self, model: "PreTrainedModel", prompt: Inputs) -> list[Tensor]:
         """``[tiles, C, H, W]`` of each image, without what fills up a batch."""
         counts, pixels = self._tiles(model, prompt), prompt["pixel_values"]
         if pixels.dim() == 5:  # else one after another already
             pixels = torch.cat([image[:count] for image, count in zip(pixels, counts, strict=True)])
         return list(torch.split(pixels, counts))
 
-    def _tilings(self, model: "PreTrainedModel", prompt: Prompt) -> list[tuple[int, int]]:
+    def _tilings(self, model: "PreTrainedModel", prompt: Inputs) -> list[tuple[int, int]]:
         """``(rows, columns)`` of each image's tiles."""
         pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
         shape_of = names.imported(LLAVA_NEXT, "get_anyres_image_grid_shape")
-        return [shape_of(size, pinpoints, side) for size in prompt["image_sizes"]]
+        return [shape_of(size, pinpoints, side) for size in prompt["image_sizes"].tolist()]
 
-    def _tiles(self, model: "PreTrainedModel", prompt: Prompt) -> list[int]:
+    def _tiles(self, model: "PreTrainedModel", prompt: Inputs) -> list[int]:
         pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
         count_of = names.imported(LLAVA_NEXT, "image_size_to_num_patches")
-        return [int(count_of(size, pinpoints, side)) for size in prompt["image_sizes"]]
+        return [int(count_of(size, pinpoints, side)) for size in prompt["image_sizes"].tolist()]
 
-    def _pack(
-        self, model: "PreTrainedModel", prompt: Prompt, patches: list[Tensor], which: list[int]
-    ) -> list[Tensor]:
+    def _marks(self, model: "PreTrainedModel", prompt: Inputs, lengths: Sequence[int]) -> list[Tensor]:
+        """Per image ``[N]``: the position of each token's patch in the tower's sequences, NaN at newlines."""
+        first = int(self.has_cls(model)) if len(set(lengths)) == 1 and lengths[0] > _side(model) ** 2 else 0
+        places = torch.arange(sum(lengths), dtype=torch.float64).view(len(lengths), -1)[:, first:, None]
+        return [image[:, 0] for image in self._pack(model, prompt, list(places.split(self._tiles(model, prompt))))]
+
+    def _pack(self, model: "PreTrainedModel", prompt: Inputs, patches: list[Tensor]) -> list[Tensor]:
         """``[N, C]`` per image of ``patches [tiles, n, C]``, NaN at newlines."""
         packed, _ = names.at(base_of(model), "pack_image_features")(
             patches,
-            prompt["image_sizes"][which],
+            prompt["image_sizes"],
             **self._packing(model, prompt),
             image_newline=patches[0].new_full(patches[0].shape[2:], float("nan")),
         )
         return list(packed)
 
-    def _packing(self, model: "PreTrainedModel", prompt: Prompt) -> dict[str, Any]:
+    def _packing(self, model: "PreTrainedModel", prompt: Inputs) -> dict[str, Any]:
         return {"vision_feature_select_strategy": model.config.vision_feature_select_strategy}
 
 
@@ -127,23 +136,28 @@ class LlavaNextVideo(LlavaNext):
     kinds = (IMAGE, VIDEO)
     tokens = "images as LLaVA-NeXT; videos: a square of pooled patches per frame"
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """Of a video, a square per frame."""
         if kind == IMAGE:
-            return super().layout(model, prompt, kind, index, n)
+            return super().layouts(model, prompt, kind, sizes)
         frames = prompt["pixel_values_videos"].shape[1]
-        return Layout.of(*[square(n // frames)] * frames)
+        return [Layout.of(*[square(n // frames)] * frames) for n in sizes]
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: frames through the model's own resampling."""
-        if kind == IMAGE:
-            return super().carry(model, prompt, kind, scores)
-        first = int(self.has_cls(model))
-        videos = len(prompt["pixel_values_videos"])
-        side = _side(model)
+    def carry(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, scores: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Of a video, pooled frame by frame."""
+        return (super() if kind == IMAGE else super(LlavaNext, self)).carry(model, prompt, kind, scores, lengths)
+
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """Squares of each frame's patches."""
+        side, first = _side(model), int(self.has_cls(model))
         small = side // model.config.spatial_pool_stride
-        frames = [pooled(frame[first:], (side, side), (small, small)) for frame in scores]
-        return list(torch.stack(frames).reshape(videos, -1, *frames[0].shape[1:]))
+        n = side * side + first
+        frames = range(len(lengths))
+        return torch.cat([blocks((side, side), (small, small), frame * n + first) for frame in frames])
 
 
 class LlavaOnevision(LlavaNext):
@@ -154,28 +168,27 @@ class LlavaOnevision(LlavaNext):
     kinds = (IMAGE, VIDEO)
     tokens = "images as LLaVA-NeXT, very large ones shrunk; videos: a square of pooled patches per frame"
     locks = "the newline at the end of each row; one at the end of a video"
+    told_by = ("image_sizes", "batch_num_images")
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """Of a video, a square per frame, and a newline at the end."""
         if kind == IMAGE:
-            return super().layout(model, prompt, kind, index, n)
+            return super().layouts(model, prompt, kind, sizes)
         frames = prompt["pixel_values_videos"].shape[1]
-        locked = torch.zeros(n, dtype=torch.bool)
-        locked[-1] = True
-        return Layout((square((n - 1) // frames),) * frames, locked)
+        ends = [torch.arange(n) == n - 1 for n in sizes]
+        return [Layout((square((n - 1) // frames),) * frames, end) for n, end in zip(sizes, ends, strict=True)]
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`."""
+    def carry(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, scores: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Of a video, pooled by the model itself."""
         if kind == IMAGE:
-            return super().carry(model, prompt, kind, scores)
-        videos = prompt["pixel_values_videos"].shape[0]
-        shape = scores[0].shape[1:]
-        small = names.at(base_of(model), "apply_pooling")(
-            torch.stack([frame.reshape(len(frame), -1) for frame in scores])
-        )
-        return list(small.reshape(videos, -1, *shape))
+            return super().carry(model, prompt, kind, scores, lengths)
+        frames = scores.reshape(len(lengths), lengths[0], -1)
+        pooled: Tensor = names.at(base_of(model), "apply_pooling")(frames)
+        return pooled.reshape(-1, *scores.shape[1:])
 
-    def _tiles(self, model: "PreTrainedModel", prompt: Prompt) -> list[int]:
+    def _tiles(self, model: "PreTrainedModel", prompt: Inputs) -> list[int]:
         counts = super()._tiles(model, prompt)
         per_row = prompt.get("batch_num_images")
         if per_row is None:
@@ -183,7 +196,7 @@ class LlavaOnevision(LlavaNext):
         alone = [int(images) == 1 for images in per_row for _ in range(int(images))]
         return [count if single else 1 for count, single in zip(counts, alone, strict=True)]
 
-    def _packing(self, model: "PreTrainedModel", prompt: Prompt) -> dict[str, Any]:
+    def _packing(self, model: "PreTrainedModel", prompt: Inputs) -> dict[str, Any]:
         return {"vision_aspect_ratio": prompt.get("vision_aspect_ratio") or model.config.vision_aspect_ratio}
 
 

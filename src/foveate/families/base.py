@@ -14,7 +14,7 @@ from foveate.hf import names
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Prompt = dict[str, Any]
+Inputs = dict[str, Any]
 IMAGE, VIDEO = "image", "video"
 # The processor's name for the pixels of each kind, and generate()'s for the kinds themselves.
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
@@ -34,6 +34,7 @@ class Family:
         kinds: what it takes.
         since: the first version of transformers that takes its pruned prompts.
         requires: by kind, inputs without which the encoder runs but the tokens' places are unknown.
+        told_by: further inputs whose values say where tokens lie.
         tokens: how the tokens of an image lie, for people.
         locks: what is locked, for people.
         drops_inside: whether tokens can be dropped between layers: the language model reads left to right.
@@ -46,19 +47,20 @@ class Family:
     kinds: ClassVar[tuple[str, ...]] = (IMAGE,)
     since: ClassVar[str] = "5.18.0"
     requires: ClassVar[dict[str, tuple[str, ...]]] = {}
+    told_by: ClassVar[tuple[str, ...]] = ()
     tokens: ClassVar[str]
     locks: ClassVar[str] = "nothing"
     drops_inside: ClassVar[bool] = True
     grid_names: ClassVar[tuple[str, ...]] = ("image", "tiles")
     resizes: ClassVar[str | None] = DOWN_AND_UP
 
-    def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
+    def counts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, entries: Sequence[int]) -> list[int]:
         """Tokens of each image, given those of each entry that the encoder returns: one entry per image."""
         return list(entries)
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """The layout of image ``index``, which has ``n`` tokens."""
-        return Layout.of(square(n))
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """The layout of every image, which have ``sizes`` tokens."""
+        return [Layout.of(square(n)) for n in sizes]
 
     def views(self, kind: str, grids: Sequence[Grid], kept: Sequence[Tensor], aspect: float) -> list[View]:
         """What to draw: grids that cover a whole picture each, of an image of ``aspect`` (width / height).
@@ -68,7 +70,7 @@ class Family:
         words = self.grid_names if kind == IMAGE else tuple(f"frame {number + 1}" for number in range(len(grids)))
         return [View(*view) for view in zip(words, grids, kept, strict=False)]
 
-    def positions(self, model: "PreTrainedModel", prompt: Prompt) -> Tensor | None:
+    def positions(self, model: "PreTrainedModel", prompt: Inputs) -> Tensor | None:
         """``[axes, B, L]`` position ids of the unpruned prompt; None where they count attended columns.
 
         The model's own, where it has several axes (``get_rope_index``).
@@ -101,19 +103,38 @@ class Family:
         """Whether the tower's first patch is a CLS token."""
         return False
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """Scores of the tower's patches, one ``[n]`` per sequence it attended over, carried to tokens.
+    def carry(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, scores: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Scores of the tower's patches, carried to the tokens: the mean over the patches of a token.
 
-        Or ``[n, ...]``, such as keys. Returns ``[N]`` or ``[N, ...]`` per image, or less where locked rows have no
-        patch: those of the rows that are not locked.
+        Args:
+            model: the model.
+            prompt: with its sizes on the host.
+            kind: ``image`` or ``video``.
+            scores: ``[P, ...]``, of all sequences that the tower attended over, one after another.
+            lengths: of these sequences.
+
+        Returns:
+            ``[T, ...]``, the tokens of all images that are not locked, one after another.
         """
-        return scores
+        patches = self.patches_of_tokens(model, prompt, kind, lengths)
+        if patches is None:
+            return scores
+        found = scores[patches.to(scores.device)]
+        return found[:, 0] if patches.shape[1] == 1 else found.mean(dim=1)
+
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """``[T, m]``: the tower's patches that each token is made of; None where each is a token."""
+        return None
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """The module that takes the patch states ``[images, N, Dv]``, one per token; None where none does."""
         return None
 
-    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+    def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
         """``[C, H, W]``, what each grid is made of, tiles joined, for all images one after another.
 
         Here: pixels of shape ``[..., C, H, W]``. ``C`` counts all frames that a time step is made of.
@@ -121,8 +142,8 @@ class Family:
         return list(prompt[PIXELS[kind]].flatten(0, -4))
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """The arguments of the encoder in which ``pictures`` take the place of its own (`pictures`).
 
         Of `AS_IT_IS` families: any number, all of one size, each an image to the encoder, which may be given more

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.families.base import AS_IT_IS, IMAGE, Family, Prompt
-from foveate.families.layout import Layout, square
-from foveate.families.pooling import pooled
+from foveate.families.base import AS_IT_IS, IMAGE, Family, Inputs
+from foveate.families.layout import Grid, Layout, blocks, square
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,10 +28,12 @@ class Gemma3(PaliGemma):
     name = "Gemma 3"
     tokens = "a square of pooled patches; each crop of pan-and-scan counts as an image"
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: the mean over the patches of a token."""
-        size = square(model.config.mm_tokens_per_image)
-        return [pooled(image, square(len(image)), size) for image in scores]
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """Squares of each image's patches."""
+        n, size = lengths[0], square(model.config.mm_tokens_per_image)
+        return torch.cat([blocks(square(n), size, image * n) for image in range(len(lengths))])
 
 
 class Gemma4(Family):
@@ -45,34 +46,33 @@ class Gemma4(Family):
     tokens = "the image's own height x width of patches, pooled in squares of `pooling_kernel_size`"
     resizes = AS_IT_IS
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """The image's own rows of pooled patches."""
         kernel = model.config.vision_config.pooling_kernel_size
-        height, width = _patches(prompt, index)
-        return Layout.of((height // kernel, width // kernel))
+        return [Layout.of((height // kernel, width // kernel)) for height, width in _patches(prompt)]
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: padding left out, the mean over the patches of a token."""
-        kernel = model.config.vision_config.pooling_kernel_size
-        found = []
-        for index, image in enumerate(scores):
-            height, width = grid = _patches(prompt, index)
-            found.append(pooled(image[: height * width], grid, (height // kernel, width // kernel)))
-        return found
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """Squares of each image's patches, which padding follows."""
+        kernel, found, start = model.config.vision_config.pooling_kernel_size, [], 0
+        for (height, width), length in zip(_patches(prompt), lengths, strict=True):
+            found.append(blocks((height, width), (height // kernel, width // kernel), start))
+            start += length
+        return torch.cat(found)
 
-    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+    def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
         """See `Family.pictures`: a row is a patch, of pixels that hold all channels; padding left out."""
         patch = model.config.vision_config.patch_size
         found = []
-        for index, rows in enumerate(prompt["pixel_values"]):
-            height, width = _patches(prompt, index)
+        for rows, (height, width) in zip(prompt["pixel_values"], _patches(prompt), strict=True):
             cut = rows[: height * width].reshape(height, width, patch, patch, -1)
             found.append(cut.permute(4, 0, 2, 1, 3).reshape(-1, height * patch, width * patch))
         return found
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """See `Family.with_pictures`."""
         patch = model.config.vision_config.patch_size
         pixels = torch.stack(list(pictures))
@@ -85,7 +85,7 @@ class Gemma4(Family):
         return {"pixel_values": rows, "image_position_ids": places}
 
 
-def _patches(prompt: Prompt, index: int) -> tuple[int, int]:
-    """``(height, width)`` in patches, from the largest (x, y) of them."""
-    width, height = (prompt["image_position_ids"][index].amax(dim=0) + 1).tolist()
-    return height, width
+def _patches(prompt: Inputs) -> list[Grid]:
+    """``(height, width)`` in patches of each image, from the largest (x, y) of them."""
+    largest = prompt["image_position_ids"].amax(dim=1) + 1
+    return [(height, width) for width, height in largest.tolist()]

@@ -1,8 +1,9 @@
 """Any other model that takes encoded images, without the facts that only a family knows."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from foveate.families.base import IMAGE, VIDEO, Family, Prompt
+from foveate.families.base import IMAGE, VIDEO, Family, Inputs
 from foveate.families.layout import Layout
 
 if TYPE_CHECKING:
@@ -25,6 +26,6 @@ class Generic(Family):
         """Nothing is known of the tower."""
         return None
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
-        return Layout.of((1, n))
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """Lines."""
+        return [Layout.of((1, n)) for n in sizes]

@@ -50,6 +50,23 @@ def square(n: int) -> Grid:
     return (side, side) if side * side == n else (1, n)
 
 
+def blocks(grid: Grid, size: Grid, start: int = 0) -> Tensor:
+    """``[h * w, m]``: which of a grid's patches make up each token, in raster order, counted from ``start``.
+
+    Tokens are equal blocks, as large as the grid holds of them. Patches left over at the right and at the bottom
+    are in no token.
+
+    Args:
+        grid: ``(height, width)`` in patches.
+        size: ``(h, w)`` in tokens.
+        start: the number of the first patch.
+    """
+    (height, width), (h, w) = grid, size
+    down, across = height // h, width // w
+    patches = torch.arange(start, start + height * width).view(height, width)[: h * down, : w * across]
+    return patches.view(h, down, w, across).transpose(1, 2).reshape(h * w, down * across)
+
+
 def runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
     """``(start, stop)`` of each unbroken run of true flags."""
     edges = [

@@ -1,13 +1,13 @@
 """LLaVA-1.5 and its like: one square of patches per image, or Pixtral's rows of patches."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from foveate.families.base import AS_IT_IS, Family, Prompt, base_of
-from foveate.families.layout import Layout
+from foveate.families.base import AS_IT_IS, Family, Inputs, base_of
+from foveate.families.layout import Grid, Layout
 from foveate.hf import names
 
 if TYPE_CHECKING:
@@ -24,16 +24,18 @@ class Llava(Family):
     tokens = "CLIP: a square of patches; Pixtral: the image's own height x width of patches"
     locks = "the CLS row, where the model hands it on (`vision_feature_select_strategy='full'`)"
     resizes: ClassVar[str | None] = AS_IT_IS
+    told_by: ClassVar[tuple[str, ...]] = ("image_sizes",)
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """A square; of Pixtral the image's own rows."""
         vision = model.config.vision_config
         if vision.model_type == PIXTRAL:
-            return Layout.of(patches_of(prompt, index, vision.patch_size))
+            return [Layout.of(grid) for grid in patches_of(prompt, vision.patch_size)]
         side = vision.image_size // vision.patch_size
-        locked = torch.zeros(n, dtype=torch.bool)
-        locked[0] = model.config.vision_feature_select_strategy == "full"
-        return Layout(((side, side),), locked)
+        locked = torch.zeros(side * side, dtype=torch.bool)
+        if model.config.vision_feature_select_strategy == "full":
+            locked = torch.cat([torch.ones(1, dtype=torch.bool), locked])
+        return [Layout(((side, side),), locked)] * len(sizes)
 
     def tower_layer(self, model: "PreTrainedModel") -> int | None:
         """The layer whose output is ``hidden_states[index]``: 0 is the embedding, -1 the last output."""
@@ -45,18 +47,18 @@ class Llava(Family):
         """See `Family.has_cls`."""
         return bool(model.config.vision_config.model_type == CLIP)
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`."""
-        if self.has_cls(model):
-            return [image[1:] for image in scores]
-        return split_packed(scores, prompt, model.config.vision_config.patch_size)
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """All but the CLS token."""
+        return behind_cls(lengths) if self.has_cls(model) else None
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """See `Family.projector`."""
         module: nn.Module = names.at(base_of(model), "multi_modal_projector")
         return module
 
-    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+    def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
         """See `Family.pictures`: without the margins that Pixtral's have in a batch."""
         whole = super().pictures(model, prompt, kind)
         if model.config.vision_config.model_type != PIXTRAL:
@@ -64,8 +66,8 @@ class Llava(Family):
         return [image[:, :height, :width] for image, (height, width) in zip(whole, sizes_of(prompt), strict=True)]
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """See `Family.with_pictures`: CLIP's tower interpolates its position embeddings."""
         pixels = torch.stack(list(pictures))
         if model.config.vision_config.model_type != PIXTRAL:
@@ -74,22 +76,20 @@ class Llava(Family):
         return {"pixel_values": pixels, "image_sizes": sizes}
 
 
-def patches_of(prompt: Prompt, index: int, patch: int) -> tuple[int, int]:
-    """``(height, width)`` in patches of an image of Pixtral's tower."""
-    height, width = sizes_of(prompt)[index]
-    return height // patch, width // patch
+def behind_cls(lengths: Sequence[int]) -> Tensor:
+    """``[T, 1]``: all positions of equally long sequences, but the first of each."""
+    return torch.arange(sum(lengths)).view(len(lengths), -1)[:, 1:].reshape(-1, 1)
 
 
-def sizes_of(prompt: Prompt) -> list[tuple[int, int]]:
+def patches_of(prompt: Inputs, patch: int) -> list[Grid]:
+    """``(height, width)`` in patches of each image of Pixtral's tower."""
+    return [(height // patch, width // patch) for height, width in sizes_of(prompt)]
+
+
+def sizes_of(prompt: Inputs) -> list[tuple[int, int]]:
     """``(height, width)`` in pixels of each image; those of the pixel tensor where the prompt does not tell."""
-    sizes: Any = prompt.get("image_sizes")
+    sizes: Tensor | None = prompt.get("image_sizes")
     if sizes is None:
         pixels = prompt["pixel_values"]
         return [tuple(pixels.shape[-2:])] * len(pixels)
-    return [(int(height), int(width)) for height, width in sizes]
-
-
-def split_packed(scores: list[Tensor], prompt: Prompt, patch: int) -> list[Tensor]:
-    """Scores of Pixtral's patches per image: its tower attends over all images in one sequence, or one each."""
-    sizes = [(height // patch) * (width // patch) for height, width in sizes_of(prompt)]
-    return list(torch.split(torch.cat(scores), sizes))
+    return [(height, width) for height, width in sizes.tolist()]

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from foveate.families.base import Prompt
-from foveate.families.layout import Layout
-from foveate.families.llava import PIXTRAL, Llava, patches_of, split_packed
-from foveate.families.pooling import pooled
+from foveate.families.base import Inputs
+from foveate.families.layout import Layout, blocks
+from foveate.families.llava import PIXTRAL, Llava, patches_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,28 +22,33 @@ class Mistral3(Llava):
     tokens = "the image's own height x width of patches, merged in squares of `spatial_merge_size`"
     locks = "nothing (row breaks are text tokens)"
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
-        merge = model.config.spatial_merge_size
-        return Layout.of(patches_of(prompt, index, model.config.vision_config.patch_size * merge))
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """The image's own rows of merged patches."""
+        return [Layout.of(grid) for grid in patches_of(prompt, _sides(model)[0] * _sides(model)[1])]
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: the mean over the patches of a token."""
-        patch, merge = model.config.vision_config.patch_size, model.config.spatial_merge_size
-        images = split_packed(scores, prompt, patch)
-        grids = [patches_of(prompt, index, patch) for index in range(len(images))]
-        return [
-            pooled(image, grid, (grid[0] // merge, grid[1] // merge))
-            for image, grid in zip(images, grids, strict=True)
-        ]
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """Squares of each image's patches."""
+        patch, merge = _sides(model)
+        found, start = [], 0
+        for height, width in patches_of(prompt, patch):
+            found.append(blocks((height, width), (height // merge, width // merge), start))
+            start += height * width
+        return torch.cat(found)
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """See `Family.with_pictures`: an only image is given twice, for stock squeezes an only token away."""
         return super().with_pictures(
             model, prompt, kind, [*pictures, *pictures] if len(pictures) == 1 else pictures
         )
 
     def projector(self, model: "PreTrainedModel") -> None:
-        """See `Family.projector`: it takes several patches per token."""
+        """Several patches per token: none takes one."""
+
+
+def _sides(model: "PreTrainedModel") -> tuple[int, int]:
+    """A patch's in pixels, and a token's in patches."""
+    return model.config.vision_config.patch_size, model.config.spatial_merge_size

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.families.base import AS_IT_IS, IMAGE, PIXELS, VIDEO, Family, Prompt
+from foveate.families.base import AS_IT_IS, IMAGE, PIXELS, VIDEO, Family, Inputs
 from foveate.families.layout import Layout
 
 if TYPE_CHECKING:
@@ -26,23 +26,21 @@ class Qwen2VL(Family):
     )
     resizes = AS_IT_IS
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
-        merge = model.config.vision_config.spatial_merge_size
-        steps, height, width = prompt[GRIDS[kind]][index].tolist()
-        return Layout.of(*[(height // merge, width // merge)] * steps)
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """The image's own rows of merged patches, at each time step."""
+        _, merge = _sides(model)
+        grids = prompt[GRIDS[kind]].tolist()
+        return [Layout.of(*[(height // merge, width // merge)] * steps) for steps, height, width in grids]
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: the mean over the patches of a token, which follow one another."""
-        merge = model.config.vision_config.spatial_merge_size**2
-        grids = prompt[GRIDS[kind]]
-        tokens = torch.cat(scores).reshape(-1, merge, *scores[0].shape[1:]).mean(dim=1)
-        images = torch.split(tokens, (grids.prod(dim=1) // merge).tolist())
-        return [
-            self._in_raster_order(model, image, grid) for image, grid in zip(images, grids.tolist(), strict=True)
-        ]
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """Those of a token follow one another."""
+        merge = _sides(model)[1] ** 2
+        patches = torch.arange(sum(lengths)).view(-1, merge)
+        return patches[self._raster_order(model, prompt[GRIDS[kind]])]
 
-    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+    def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
         """See `Family.pictures`: each time step by itself, its frames as channels.
 
         A row is a patch; those that are merged to a token follow one another.
@@ -57,8 +55,8 @@ class Qwen2VL(Family):
         return found
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """See `Family.with_pictures`: time steps do not see one another, so each may be an image of its own."""
         patch, merge = _sides(model)
         pixels = torch.stack(list(pictures))
@@ -68,8 +66,9 @@ class Qwen2VL(Family):
         grids = torch.tensor([[1, height, width]] * len(pixels), device=pixels.device)
         return {PIXELS[kind]: rows, GRIDS[kind]: grids}
 
-    def _in_raster_order(self, model: "PreTrainedModel", scores: Tensor, grid: list[int]) -> Tensor:
-        return scores
+    def _raster_order(self, model: "PreTrainedModel", grids: Tensor) -> Tensor | slice:
+        """``[T]``: where the tower holds each token."""
+        return slice(None)
 
 
 class Qwen25VL(Qwen2VL):
@@ -81,16 +80,18 @@ class Qwen25VL(Qwen2VL):
         """The last one that attends over the whole image."""
         return int(max(model.config.vision_config.fullatt_block_indexes))
 
-    def _in_raster_order(self, model: "PreTrainedModel", scores: Tensor, grid: list[int]) -> Tensor:
+    def _raster_order(self, model: "PreTrainedModel", grids: Tensor) -> Tensor | slice:
         """The tower holds the tokens of a window together: windows in raster order, each in raster order."""
         vision = model.config.vision_config
-        steps, height, width = grid[0], grid[1] // vision.spatial_merge_size, grid[2] // vision.spatial_merge_size
         side = vision.window_size // vision.patch_size // vision.spatial_merge_size
-        t, y, x = torch.meshgrid(*map(torch.arange, (steps, height, width)), indexing="ij")
-        across = -(-width // side)
-        window = (t * -(-height // side) + y // side) * across + x // side
-        order = window.flatten().argsort(stable=True)
-        return scores[order.argsort().to(scores.device)]
+        found, start = [], 0
+        for steps, rows, columns in grids.tolist():
+            height, width = rows // vision.spatial_merge_size, columns // vision.spatial_merge_size
+            t, y, x = torch.meshgrid(*map(torch.arange, (steps, height, width)), indexing="ij")
+            window = (t * -(-height // side) + y // side) * -(-width // side) + x // side
+            found.append(start + window.flatten().argsort(stable=True).argsort())
+            start += steps * height * width
+        return torch.cat(found)
 
 
 class Qwen3VL(Qwen2VL):

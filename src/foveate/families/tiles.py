@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from foveate.families.base import Family, Prompt
-from foveate.families.layout import Grid, Layout, View, joined, runs, square, tiling
-from foveate.families.pooling import pooled
+from foveate.families.base import Family, Inputs
+from foveate.families.layout import Grid, Layout, View, blocks, joined, runs, square, tiling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,14 +20,14 @@ class InternVL(Family):
     towers = ("internvl_vision",)
     tokens = "square tiles, one after the other; the prompt does not tell how they lie"
 
-    def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
+    def counts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, entries: Sequence[int]) -> list[int]:
         """See `Family.counts`: an unbroken run of placeholders is an image."""
         return [size for row in placeholder_runs(model, prompt) for _, size in row]
 
-    def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
-        """See `Family.layout`."""
+    def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
+        """As many squares as there are tiles."""
         side = self._side(model)
-        return Layout.of(*[(side, side)] * (n // side**2))
+        return [Layout.of(*[(side, side)] * (n // side**2)) for n in sizes]
 
     def views(self, kind: str, grids: Sequence[Grid], kept: Sequence[Tensor], aspect: float) -> list[View]:
         """See `Family.views`: the last tile is the whole image, the others lie as the image's shape says."""
@@ -46,11 +45,14 @@ class InternVL(Family):
         """See `Family.has_cls`."""
         return True
 
-    def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
-        """See `Family.carry`: the mean over the patches of a token, tile by tile."""
-        side, first = self._side(model), int(self.has_cls(model))
-        tiles = [pooled(tile[first:], square(len(tile) - first), (side, side)) for tile in scores]
-        return list(torch.split(torch.cat(tiles), self.counts(model, prompt, kind, ())))
+    def patches_of_tokens(
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
+    ) -> Tensor | None:
+        """Squares of each tile's patches."""
+        side, first, n = self._side(model), int(self.has_cls(model)), lengths[0]
+        return torch.cat(
+            [blocks(square(n - first), (side, side), tile * n + first) for tile in range(len(lengths))]
+        )
 
     def _side(self, model: "PreTrainedModel") -> int:
         vision = model.config.vision_config
@@ -67,7 +69,7 @@ class Idefics3(InternVL):
     towers = ("idefics3_vision",)
     tokens = "square tiles, then the whole image as one"
 
-    def counts(self, model: "PreTrainedModel", prompt: Prompt, kind: str, entries: Sequence[int]) -> list[int]:
+    def counts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, entries: Sequence[int]) -> list[int]:
         """See `Family.counts`: an image ends with a run marked like the row's last one, the whole image."""
         sizes: list[int] = []
         for row, found in zip(prompt["input_ids"].tolist(), placeholder_runs(model, prompt), strict=True):
@@ -88,13 +90,13 @@ class Idefics3(InternVL):
         """See `Family.has_cls`."""
         return False
 
-    def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:
+    def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
         """See `Family.pictures`."""
         return list(prompt["pixel_values"][_real(prompt)])
 
     def with_pictures(
-        self, model: "PreTrainedModel", prompt: Prompt, kind: str, pictures: Sequence[Tensor]
-    ) -> Prompt:
+        self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
+    ) -> Inputs:
         """See `Family.with_pictures`."""
         pixels = prompt["pixel_values"].clone()
         pixels[_real(prompt)] = torch.stack(list(pictures))
@@ -113,13 +115,13 @@ class SmolVLM(Idefics3):
     since = "5.21.1"
 
 
-def _real(prompt: Prompt) -> Tensor:
+def _real(prompt: Inputs) -> Tensor:
     """``[rows, tiles]`` bool: tiles that do not fill up a batch; by zeros, as the models tell them apart."""
     real: Tensor = (prompt["pixel_values"] != 0).flatten(2).any(dim=2)
     return real
 
 
-def placeholder_runs(model: "PreTrainedModel", prompt: Prompt) -> list[list[tuple[int, int]]]:
+def placeholder_runs(model: "PreTrainedModel", prompt: Inputs) -> list[list[tuple[int, int]]]:
     """Per row, ``(start, size)`` of each unbroken run of image placeholders."""
     flags = prompt["input_ids"] == model.config.image_token_id
     return [[(start, stop - start) for start, stop in runs(row)] for row in flags.tolist()]

@@ -95,6 +95,25 @@ def check_model(model: Any) -> None:
     parameter(type(model).forward, ENCODED)
 
 
+@lru_cache(maxsize=256)
+def _encoder_arguments(encoder: Callable[..., Any]) -> dict[str, bool]:
+    parameters = inspect.signature(encoder).parameters.values()
+    return {
+        parameter.name: parameter.default is parameter.empty
+        for parameter in list(parameters)[1:]
+        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "return_dict"
+    }
+
+
+def encoder_arguments(model: Any, kind: str) -> dict[str, bool]:
+    """The inputs that an image or video encoder consumes, and whether it must have them, by its own signature.
+
+    generate() asks the signature, too. A model without this encoder consumes nothing.
+    """
+    encoder = getattr(type(model.base_model), f"get_{kind}_features", None)
+    return {} if encoder is None else _encoder_arguments(encoder)
+
+
 def features(output: Any) -> Any:
     """The features in what an image encoder returned: tensors, nested as the family has it."""
     return at(output, "pooler_output")

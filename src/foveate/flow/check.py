@@ -1,11 +1,11 @@
 """Refuse, before any work, what cannot be pruned soundly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from foveate.encode import encoder_arguments, placeholders
 from foveate.errors import InvalidInputs, InvalidOption, UnsupportedModel
 from foveate.families import FAMILIES, PIXELS, Family
 from foveate.hf import names
@@ -35,24 +35,6 @@ def check_method(model: "PreTrainedModel", family: Family, method: Method) -> No
         )
 
 
-def has_pixels(inputs: Mapping[str, Any]) -> bool:
-    """Whether there is an image or a video to encode."""
-    return any(inputs.get(name) is not None for name in PIXELS.values())
-
-
-def with_mask(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """``inputs`` with the mask that generate() infers where none is given and rows are padded."""
-    ids = inputs.get("input_ids")
-    if inputs.get("attention_mask") is not None or not isinstance(ids, Tensor):
-        return dict(inputs)
-    config = inputs.get("generation_config") or model.generation_config
-    pad, end = config.pad_token_id, config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    if pad is None or pad in ends or not bool((ids == pad).any()):
-        return dict(inputs)
-    return {**inputs, "attention_mask": (ids != pad).long()}
-
-
 def check_inputs(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
     """Refuse what cannot be pruned soundly.
 
@@ -70,10 +52,18 @@ def check_inputs(model: "PreTrainedModel", family: Family, inputs: Mapping[str, 
     if ids.dim() != 2 or (mask is not None and shape != ids.shape):
         shapes = f"{tuple(ids.shape)} and {tuple(shape) if isinstance(mask, Tensor) else shape}"
         raise InvalidInputs(f"input_ids and attention_mask of shapes {shapes}: allowed is [B, L] for both")
-    if mask is not None:
-        hidden = int((placeholders(model, family, ids) & ~mask.bool()).sum())
-        if hidden:
-            raise InvalidInputs(f"attention_mask hides {hidden} image placeholders: allowed is none, prune hides")
+
+
+def check_pads(host: Mapping[str, Any], placeholders: Sequence[int]) -> None:
+    """Refuse placeholders that are masked, given host copies of ids and mask.
+
+    Raises:
+        InvalidInputs: there are some.
+    """
+    marks = torch.isin(host["input_ids"], torch.tensor(placeholders))
+    hidden = int((marks & ~host["attention_mask"]).sum())
+    if hidden:
+        raise InvalidInputs(f"attention_mask hides {hidden} image placeholders: allowed is none, prune hides")
 
 
 def _check_pixels(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
@@ -95,7 +85,7 @@ def _check_pixels(model: "PreTrainedModel", family: Family, inputs: Mapping[str,
                 "for an image with return_tensors='pt'"
             )
     for kind in family.kinds:
-        needed = [name for name, required in encoder_arguments(model, kind).items() if required]
+        needed = [name for name, required in names.encoder_arguments(model, kind).items() if required]
         for name in (*needed, *family.requires.get(kind, ())):
             if PIXELS[kind] in given and inputs.get(name) is None:
                 raise InvalidInputs(f"{name} is missing: pass all that the processor returned")
@@ -111,7 +101,7 @@ def _check_leave_out(model: "PreTrainedModel", family: Family, inputs: Mapping[s
     if isinstance(inputs.get("logits_to_keep"), Tensor):
         raise InvalidInputs("logits_to_keep as indices: allowed is a count, columns move when tokens are dropped")
     for kind in family.kinds:
-        for name in encoder_arguments(model, kind):  # such as vision_feature_layer: signals follow the config
+        for name in names.encoder_arguments(model, kind):  # such as vision_feature_layer: signals follow the config
             given, set_in_config = inputs.get(name), getattr(model.config, name, None)
             if given is not None and set_in_config is not None and given != set_in_config:
                 raise InvalidInputs(f"{name}={given!r}: allowed is the config's {set_in_config!r}; set it there")

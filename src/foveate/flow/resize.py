@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from foveate.encode import Encoded, entries_of, finite, run_encoder
+from foveate.flow.encode import entries_of, refuse_non_finite, run_encoder
+from foveate.flow.images import Image
+from foveate.flow.prompt import Prompt
 from foveate.families import AS_IT_IS, Family
 from foveate.hf import names
 
@@ -50,8 +52,8 @@ class Standing(NamedTuple):
 def encode_resized(
     model: "PreTrainedModel",
     family: Family,
-    inputs: dict[str, Any],
-    encoded: Encoded,
+    prompt: Prompt,
+    images: Sequence[Image],
     sizes: Sequence[Sequence[Grid | None]],
     orders: Sequence[Tensor],
 ) -> dict[int, Standing]:
@@ -63,8 +65,8 @@ def encode_resized(
     Args:
         model: the model.
         family: its family.
-        inputs: the prompt with the images.
-        encoded: the same images in full size.
+        prompt: with the images.
+        images: in full size.
         sizes: per image, per grid, ``(height, width)`` in tokens; None for a grid that is left out.
         orders: per image ``[k]``, the places: locked rows, then those of each grid.
 
@@ -72,12 +74,13 @@ def encode_resized(
         InvalidFeatures: the encoder gave NaN or infinite values.
     """
     found: dict[int, Standing] = {}
-    for kind in dict.fromkeys(encoded.kinds):
-        which = [index for index, own in enumerate(encoded.kinds) if own == kind]
+    inputs = prompt.known
+    for kind in dict.fromkeys(image.kind for image in images):
+        which = [index for index, image in enumerate(images) if image.kind == kind]
         asked = [size for index in which for size in sizes[index]]
         if not any(asked):
             continue
-        grids = [grid for index in which for grid in encoded.images[index].grids]
+        grids = [grid for index in which for grid in images[index].grids]
         pictures = family.pictures(model, inputs, kind)
         small = [_smaller(*each) for each in zip(pictures, grids, asked, strict=True)]
         run = partial(_run, model, family, inputs, kind)
@@ -86,12 +89,12 @@ def encode_resized(
             drawn = zip(owners, small, asked, strict=True)
             found |= _as_they_are(run, [(index, picture) for index, picture, size in drawn if size])
         else:
-            whole = _joined(run([_resized(a, b.shape[-2:]) for a, b in zip(small, pictures, strict=True)]))
-            starts = accumulate((len(encoded.images[index].features) for index in which), initial=0)
+            whole = joined(run([_resized(a, b.shape[-2:]) for a, b in zip(small, pictures, strict=True)]))
+            starts = accumulate((images[index].n for index in which), initial=0)
             for index, start in zip(which, starts, strict=False):
                 found |= {index: whole.at(start + orders[index])} if any(sizes[index]) else {}
     for index, standing in found.items():
-        finite(standing.features, index)
+        refuse_non_finite(standing.features, [len(standing.features)], index)
     return found
 
 
@@ -121,7 +124,7 @@ def _as_they_are(
     numbers: dict[int, list[int]] = {}
     for number, (index, _) in enumerate(pictures):
         numbers.setdefault(index, []).append(number)
-    return {index: _joined([given[number] for number in own]) for index, own in numbers.items()}
+    return {index: joined([given[number] for number in own]) for index, own in numbers.items()}
 
 
 def _run(
@@ -134,6 +137,7 @@ def _run(
     return [Standing(features, [layer[number] for layer in layers]) for number, features in enumerate(entries)]
 
 
-def _joined(parts: Sequence[Standing]) -> Standing:
+def joined(parts: Sequence[Standing]) -> Standing:
+    """All of them, one after another."""
     layers = zip(*(part.deepstack for part in parts), strict=True)
     return Standing(torch.cat([part.features for part in parts]), [torch.cat(layer) for layer in layers])
