@@ -11,8 +11,8 @@ from foveate.errors import InvalidFeatures, InvalidOption
 from foveate.select import select_residual
 from residual_problems import KINDS, certify, features_of, problems
 
-residual_triton = pytest.importorskip("foveate.select.residual_triton", reason="Triton is not installed")
-from foveate.select import residual_kernel  # noqa: E402
+residual_triton = pytest.importorskip("foveate.select.residual.triton", reason="Triton is not installed")
+from foveate.select.residual import kernel as residual_kernel  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: the interpreter is tested instead")]
@@ -145,8 +145,8 @@ def test_it_raises_where_it_cannot_run_and_auto_falls_back(monkeypatch):
         with pytest.raises(InvalidOption, match="on cpu: allowed is a GPU"):
             select_residual(rows, 1, impl="triton")
     with monkeypatch.context() as patch:
-        patch.delattr(sys.modules["foveate.select"], "residual_triton")
-        patch.setitem(sys.modules, "foveate.select.residual_triton", None)  # as if the import failed
+        patch.delattr(sys.modules["foveate.select.residual"], "triton")
+        patch.setitem(sys.modules, "foveate.select.residual.triton", None)  # as if the import failed
         with pytest.raises(InvalidOption, match="cannot be imported"):
             select_residual(rows, 1, impl="triton")
         assert select_residual(rows, 4).tolist() == select_residual(rows, 4, impl="reference").tolist()

@@ -4,6 +4,7 @@ Shape letters, used everywhere:
     B  batch (rows of a prompt)        N  visual tokens of one image
     L  prompt length                   k  tokens kept
     D  width of a token                M  tokens of the question
+    G  images ranked together
 """
 
 from dataclasses import dataclass, replace
@@ -32,24 +33,30 @@ PER_TOKEN = (
     *("features", "locked", "cls_attention", "received_attention", "clip_relevance"),
     *("patches", "keys", "joint_attention"),
 )
+TENSORS = (*PER_TOKEN, "question", "asked")
 
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
-    """The visual tokens of one image or video, as the language model would see them.
+    """The visual tokens of an image or video, or of a group of them, as the language model would see them.
+
+    Shapes are those of one image; of a group, every tensor has a leading axis ``G`` more. The images of a group
+    have equal grids.
 
     Attributes:
         features: ``[N, D]`` after the projector, in prompt order.
         grids: ``(height, width)`` in tokens of each tile or frame; the tokens that are not locked are these
             grids one after the other, each in raster order.
-        locked: ``[N]`` bool, rows that are never dropped (newlines, separators, a CLS row).
+        locked: ``[N]`` bool, rows that are never dropped (newlines, separators, a CLS row); None for none.
         family: ``config.model_type`` of the model; papers tie some defaults to it.
         cls_attention: ``[N]`` attention of the vision tower's CLS query, mean over heads, or None.
         received_attention: ``[N]`` attention that the vision tower's patches pay to each, mean over heads and
             queries (and over the patches that a token is made of), or None.
-        question: ``[M, D]`` input embeddings of the question's nouns (M may be 0), or None.
-        clip_relevance: ``[N]`` cosine of projected CLIP patch and question embeddings (empty without
-            a question), or None.
+        question: ``[M, D]`` input embeddings of the question's nouns (M may be 0), padded to the longest of a
+            group with any finite numbers, or None.
+        asked: ``[M]`` bool, which of these are the question's; None for all.
+        clip_relevance: ``[N]`` cosine of projected CLIP patch and question embeddings (empty, or the same number
+            everywhere, without a question), or None.
         patches: ``[N, Dv]`` states of the vision tower that the projector reads, or None.
         keys: ``[N, heads, d]`` keys of the tower's layer that attention is read from, as its attention function is
             handed them, norms and rotations included (mean over the patches that a token is made of), or None.
@@ -59,7 +66,7 @@ class VisualTokens:
 
     features: Tensor
     grids: tuple[tuple[int, int], ...]
-    locked: Tensor
+    locked: Tensor = None  # type: ignore[assignment] # until no caller hands them over
     family: str = ""
     cls_attention: Tensor | None = None
     received_attention: Tensor | None = None
@@ -68,6 +75,7 @@ class VisualTokens:
     patches: Tensor | None = None
     keys: Tensor | None = None
     joint_attention: Tensor | None = None
+    asked: Tensor | None = None
 
     def signal(self, signal: Signal) -> Tensor:
         """The tensor of a signal.
@@ -87,13 +95,31 @@ class VisualTokens:
         return frozenset(signal for signal in Signal if getattr(self, signal.value) is not None)
 
     def with_only(self, signals: frozenset[Signal]) -> "VisualTokens":
-        """The same image, its other optional signals left out."""
+        """The same images, their other optional signals left out."""
         absent: dict[str, Any] = {signal.value: None for signal in self.signals - signals}
         return replace(self, **absent)
 
+    def each(self) -> "list[VisualTokens]":
+        """The images of a group one by one, each with its question as long as it is; one image by itself.
+
+        Questions of several lengths are cut by one read of ``asked``.
+        """
+        if self.features.dim() == 2:
+            return [self]
+        present = {name: value for name in TENSORS if (value := getattr(self, name)) is not None}
+        asked = None if self.question is None or self.asked is None else self.asked.tolist()
+        images = []
+        for number in range(len(self.features)):
+            parts = {name: value[number] for name, value in present.items()}
+            if asked is not None:
+                words = [place for place, real in enumerate(asked[number]) if real]
+                parts |= {"question": parts["question"][words], "asked": None}
+            images.append(replace(self, **parts))
+        return images
+
     def unlocked(self) -> "VisualTokens":
         """The same image without its locked rows: what a method ranks."""
-        if not bool(self.locked.any()):
+        if self.locked is None or not bool(self.locked.any()):
             return self
         return self._rows(~self.locked)
 
@@ -107,7 +133,10 @@ class VisualTokens:
         return parts
 
     def _rows(self, chosen: Tensor | slice) -> "VisualTokens":
+        axis = self.features.dim() - 2
         per_token = {
-            name: value[chosen] for name in PER_TOKEN if (value := getattr(self, name)) is not None and len(value)
+            name: value[(slice(None),) * axis + (chosen,)]
+            for name in PER_TOKEN
+            if (value := getattr(self, name)) is not None and value.shape[axis]
         }
         return replace(self, **per_token)

@@ -1,6 +1,6 @@
 """The methods: one paper per file, and the table by which all else finds them."""
 
-from foveate.methods.base import Method
+from foveate.methods.base import EachImage, Method
 from foveate.methods.compose import Compose
 from foveate.methods.controls.downsample import DownsampledImage
 from foveate.methods.controls.norm import NormTopK
@@ -67,6 +67,7 @@ __all__ = [
     "Compose",
     "DivPrune",
     "DownsampledImage",
+    "EachImage",
     "FastV",
     "FasterVLM",
     "Inside",

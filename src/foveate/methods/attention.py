@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
-import torch
 from torch import Tensor
 
-from foveate.errors import InvalidFeatures
-from foveate.methods.base import Method, one_of, precise
-from foveate.select.inputs import check_count
+from foveate.methods.base import Method, one_of
+from foveate.select.inputs import check_count, check_scores, precise
 from foveate.tokens import Signal, VisualTokens
 
 
@@ -48,29 +46,26 @@ class Attending(Method):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """Attention, and what else the method needs."""
         return super().needs | {self.attended}
 
     def settled(self, available: frozenset[Signal]) -> Self:
-        """See `Method.settled`."""
+        """``auto`` attention decided."""
         method = super().settled(available)
         if method.attention != "auto":
             return method
         return replace(method, attention="cls" if method.strict or self.of_cls in available else "received")
 
     def scores(self, tokens: VisualTokens, k: int) -> Tensor:
-        """``[N]``, the attention, 0 or more, float64 as it is, all else in float32.
+        """``[..., N]``, the attention, 0 or more, float64 as it is, all else in float32.
 
         Raises:
             InvalidBudget: ``k`` is not an int in ``[1, N]``: a top k would not say so.
             MissingSignal: it was not collected.
             InvalidFeatures: NaN, infinite or negative values.
         """
-        check_count(k, len(tokens.features))
+        check_count(k, tokens.features.shape[-2])
         signal = self.settled(tokens.signals).attended
         attention = precise(tokens.signal(signal))
-        if not bool(torch.isfinite(attention).all()) or bool((attention < 0).any()):
-            raise InvalidFeatures(
-                f"{signal.value} holds NaN, infinite or negative values: allowed are numbers >= 0"
-            )
+        check_scores(signal.value, attention)
         return attention

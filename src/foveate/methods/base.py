@@ -4,18 +4,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from foveate.errors import InvalidOption
+from foveate.select.engine import without_autocast
+from foveate.select.inputs import precise as precise
 from foveate.tokens import Signal, VisualTokens
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A rule that ranks one image's visual tokens. Its fields are its hyper-parameters.
+    """A rule that ranks the visual tokens of images. Its fields are its hyper-parameters.
+
+    `rank` and `merge` run outside `torch.autocast`, in which they would keep other tokens.
 
     Attributes:
         source: where the method is from.
@@ -32,6 +36,12 @@ class Method(ABC):
     complexity: ClassVar[str]
     nested: ClassVar[bool] = False
     countable: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("rank", "merge"):  # here, so that no method can forget it
+            if name in vars(cls):
+                setattr(cls, name, without_autocast(vars(cls)[name]))
 
     def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Check the options.
@@ -59,22 +69,43 @@ class Method(ABC):
 
     @abstractmethod
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """The ``k`` tokens to keep, ``[k]`` distinct int64 indices in order of selection, best first.
+        """The ``k`` tokens to keep, ``[..., k]`` distinct int64 indices in order of selection, best first.
 
         Args:
-            tokens: one image, without locked rows.
+            tokens: one image, ``features [N, D]``, or a group of them, ``[G, N, D]``.
+            k: how many of each image, ``1 <= k <= N``.
+        """
+
+
+@dataclass(frozen=True)
+class EachImage(Method):
+    """A method that thinks of one image at a time; those of a group are ranked one after the other."""
+
+    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
+        """``[..., k]``: `rank_one` of each image."""
+        if tokens.features.dim() == 2:
+            return self.rank_one(tokens, k)
+        return torch.stack([self.rank_one(image, k) for image in tokens.each()])
+
+    @abstractmethod
+    def rank_one(self, tokens: VisualTokens, k: int) -> Tensor:
+        """What `rank` gives of one image, ``[k]``.
+
+        Args:
+            tokens: one image, ``features [N, D]``.
             k: how many, ``1 <= k <= N``.
         """
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """Indices ``[k]`` of the largest of ``scores [N]``, best first, ties to the lowest index."""
-    return torch.argsort(scores, descending=True, stable=True)[:k]
+    """Indices ``[..., k]`` of the largest of ``scores [..., N]``, best first, ties to the lowest index."""
+    return torch.argsort(scores, dim=-1, descending=True, stable=True)[..., :k]
 
 
-def precise(values: Tensor) -> Tensor:
-    """``values`` in the dtype of the computation: float64 stays, all else becomes float32."""
-    return values if values.dtype == torch.float64 else values.float()
+def laid(places: Tensor, tokens: VisualTokens) -> Tensor:
+    """``places [k]`` that the host worked out, where the tokens lie: ``[..., k]``, the same for each image."""
+    device = tokens.features.device
+    return places.to(device, non_blocking=True).expand(*tokens.features.shape[:-2], -1)
 
 
 def widest(values: Tensor) -> Tensor:

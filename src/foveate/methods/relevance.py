@@ -5,46 +5,79 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import InvalidFeatures
-from foveate.methods.base import precise
+from foveate.methods.base import widest
+from foveate.select.checks import refuse_if
+from foveate.select.inputs import precise
 
 POOLS = ("max", "mean", "pooled")
 
 
-def question_relevance(features: Tensor, question: Tensor, pool: str = "max") -> Tensor | None:
+def question_relevance(
+    features: Tensor, question: Tensor, pool: str = "max", asked: Tensor | None = None
+) -> Tensor | None:
     """Cosine of every visual token with the question, in the language model's embedding space.
 
     Args:
-        features: ``[N, D]``.
-        question: ``[M, D]``.
+        features: ``[..., N, D]``.
+        question: ``[..., M, D]``.
         pool: over the question's tokens: ``max`` or ``mean`` of the cosines, or the cosine with the mean
             embedding (``pooled``).
+        asked: ``[..., M]`` bool, which of the question's tokens count; None for all.
 
     Returns:
-        ``[N]`` in [-1, 1], a zero row counting as 0; None where the question is empty.
+        ``[..., N]`` in [-1, 1], a zero row counting as 0; the same number everywhere for an image of whose
+        question nothing counts. None where ``M`` is 0.
     """
-    if len(question) == 0:
+    if question.shape[-2] == 0:
         return None
-    features = precise(features)
-    question = question.to(features)
-    if pool == "pooled":
-        question = question.mean(dim=0, keepdim=True)
-    cosines = normalize(features, dim=1) @ normalize(question, dim=1).T
-    return cosines.amax(dim=1) if pool == "max" else cosines.mean(dim=1)
+    unit = normalize(precise(features), dim=-1)
+    question = question.to(unit)
+    if pool == "max":
+        cosines = unit @ normalize(question, dim=-1).mT
+        if asked is not None:
+            cosines = torch.where(asked[..., None, :], cosines, -torch.inf)
+        return cosines.amax(dim=-1)
+    direction = _mean(normalize(question, dim=-1) if pool == "mean" else question, asked)
+    return (unit @ (direction if pool == "mean" else normalize(direction, dim=-1)).mT)[..., 0]
 
 
-def scaled(relevance: Tensor) -> Tensor | None:
-    """``[N]`` relevance scaled to [0, 1] over the image; None where it is constant and says nothing.
+def scaled(relevance: Tensor) -> Tensor:
+    """``[..., N]`` relevance scaled to [0, 1] over each image, `widest`; 0 where it is constant and says nothing.
 
     Raises:
         InvalidFeatures: NaN or infinite values.
     """
-    low, high = relevance.amin(), relevance.amax()
-    if not bool(torch.isfinite(high - low)):
-        raise InvalidFeatures("the relevance holds NaN or infinite values: allowed are finite numbers")
-    noise = 8 * torch.finfo(relevance.dtype).eps * torch.maximum(low.abs(), high.abs())
-    return (relevance - low) / (high - low) if high - low > noise else None
+    low, high, constant = bounds(relevance)
+    return (widest(relevance) - low) / (high - low).masked_fill(constant, torch.inf)
+
+
+def bounds(relevance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The least and the largest of ``relevance [..., N]``, `widest`, and whether they differ by rounding alone.
+
+    Returns:
+        Three times ``[..., 1]``.
+
+    Raises:
+        InvalidFeatures: NaN or infinite values.
+    """
+    low, high = torch.aminmax(widest(relevance), dim=-1, keepdim=True)
+    span = high - low
+    refuse_if(
+        ~(span < torch.inf),
+        lambda: InvalidFeatures("the relevance holds NaN or infinite values: allowed are finite numbers"),
+    )
+    return low, high, span <= 8 * torch.finfo(relevance.dtype).eps * high.abs()
 
 
 def powered(values: Tensor, exponent: float) -> Tensor:
-    """``values [N]`` (> 0) to a power, the largest made 1: in double, so that strong powers do not vanish."""
-    return (values / values.amax()).cpu().double() ** exponent
+    """``values [..., N]`` to a power, the largest made 1: in double, so that strong powers do not vanish."""
+    values = widest(values)
+    return (values / values.amax(dim=-1, keepdim=True)) ** exponent
+
+
+def _mean(rows: Tensor, asked: Tensor | None) -> Tensor:
+    """``[..., 1, D]``: the mean of those of ``rows [..., M, D]`` that count, 0 where none does."""
+    if asked is None:
+        return rows.mean(dim=-2, keepdim=True)
+    shares = asked.to(rows) / asked.sum(dim=-1, keepdim=True).clamp(min=1)
+    return shares[..., None, :] @ rows

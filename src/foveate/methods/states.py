@@ -16,7 +16,7 @@ def settled_states(states: States, available: frozenset[Signal]) -> States:
 
 
 def states_of(tokens: VisualTokens, states: str) -> Tensor:
-    """``[N, Dv]`` patches or ``[N, D]`` tokens.
+    """``[..., N, Dv]`` patches or ``[..., N, D]`` tokens.
 
     Raises:
         MissingSignal: patches that were not collected.

@@ -6,7 +6,8 @@ from foveate.select.contextual import merge_contextual
 from foveate.select.coverage import select_coverage
 from foveate.select.farthest import select_farthest
 from foveate.select.neighbours import count_outliers, merge_neighbours
-from foveate.select.residual import optimal_energy, residual_energy, select_residual
+from foveate.select.residual import select_residual
+from foveate.select.residual.energy import optimal_energy, residual_energy
 from foveate.select.span import energy_outside
 from foveate.select.unlike import select_unlike
 

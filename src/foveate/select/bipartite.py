@@ -2,14 +2,16 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from foveate.errors import InvalidBudget, InvalidFeatures
+from foveate.select.checks import refuse_if
+from foveate.select.engine import engine
 from foveate.select.inputs import check_count
-from foveate.select.rows import check_rows
+from foveate.select.rows import check_rows, rest_of
 
 
-@torch.no_grad()
+@engine
 def merge_bipartite(keys: Tensor, k: int, *, faithful: bool = False) -> tuple[Tensor, Tensor]:
     """Join rows until ``k`` are left, and say where they stand and what they are the mean of.
 
@@ -37,25 +39,26 @@ def merge_bipartite(keys: Tensor, k: int, *, faithful: bool = False) -> tuple[Te
     check_count(k, n)
     if faithful:
         _check_faithful(keys, k)
-    owner = torch.arange(n, device=keys.device)
-    while len(places := torch.unique(owner)) > k:
-        owner = _joined(keys, owner, places, len(places) - k)
+    owner = places = torch.arange(n, device=keys.device)
+    while (left := len(places)) > k:
+        owner, gone = _joined(keys, owner, places, min(left - k, left // 2))
+        places = places[rest_of(gone, left)]
     return places, _means(owner, places, keys.dtype)
 
 
-def _joined(keys: Tensor, owner: Tensor, places: Tensor, count: int) -> Tensor:
-    """``[N]``: the place each row belongs to once up to ``count`` of ``places`` have joined others."""
+def _joined(keys: Tensor, owner: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``[N]``: the place each row belongs to once ``count`` of ``places`` have joined others; which these are."""
     unit = normalize(_means(owner, places, keys.dtype) @ keys, dim=1)
     sources, targets = places[1::2], places[0::2]
     best, nearest = (unit[1::2] @ unit[0::2].T).max(dim=1)
     joining = torch.argsort(best, descending=True, stable=True)[:count]
     moved = torch.arange(len(owner), device=owner.device)
     moved[sources[joining]] = targets[nearest[joining]]
-    return moved[owner]
+    return moved[owner], 2 * joining + 1
 
 
 def _means(owner: Tensor, places: Tensor, dtype: torch.dtype) -> Tensor:
-    members = one_hot(torch.searchsorted(places, owner), len(places)).T.to(dtype)
+    members = (places[:, None] == owner).to(dtype)
     return members / members.sum(dim=1, keepdim=True)
 
 
@@ -66,7 +69,9 @@ def _check_faithful(keys: Tensor, k: int) -> None:
             f"k={k} of {n} with faithful=True: allowed is {n - n // 2} or more, what one round leaves"
         )
     zero = (keys == 0).all(dim=1)
-    if bool(zero.any()):
-        raise InvalidFeatures(
+    refuse_if(
+        zero,
+        lambda: InvalidFeatures(
             f"keys[{int(zero.long().argmax())}] is zero with faithful=True: allowed is faithful=False"
-        )
+        ),
+    )

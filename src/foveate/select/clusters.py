@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from foveate.select.engine import engine
 
-@torch.no_grad()
+
+@engine
 def density_peaks(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Centres of ``count`` clusters, and the cluster of every row.
 

@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from foveate.errors import InvalidBudget
-from foveate.select.rows import check_distinct, check_rows
+from foveate.select.engine import engine
+from foveate.select.rows import check_distinct, check_rows, rest_of
 
 
-@torch.no_grad()
+@engine
 def merge_contextual(
     keys: Tensor, dominant: Tensor, count: int, *, faithful: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -35,22 +36,20 @@ def merge_contextual(
     """
     keys = check_rows("keys", keys)
     check_distinct("dominant", dominant, len(keys))
-    free = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
-    free[dominant] = False
-    rest = free.nonzero().flatten()
+    rest = rest_of(dominant, len(keys))
     if not int(faithful) <= count <= len(rest):
         least = f"{int(faithful)} to the {len(rest)} rows that are not dominant"
         raise InvalidBudget(f"count={count!r} with faithful={faithful}: allowed is {least}")
     if count == 0:
         return rest[:0], keys.new_zeros(0, len(keys))
     targets = rest[:: len(rest) // count][:count]
-    free[targets] = False
-    merged = free.nonzero().flatten()
+    merged = rest_of(torch.cat([dominant, targets]), len(keys))
     # The authors' division makes a zero key NaN, which argmax takes for the largest.
     unit = keys / torch.linalg.vector_norm(keys, dim=1, keepdim=True) if faithful else normalize(keys, dim=1)
     nearest = (unit[merged] @ unit[targets].T).argmax(dim=1)
     shares = keys.new_zeros(count, len(keys))
-    members = one_hot(nearest, count).T.to(keys)
+    place = torch.arange(count, device=keys.device)
+    members = (nearest == place[:, None]).to(keys)
     shares[:, merged] = members / members.sum(dim=1, keepdim=True).clamp(min=1)
-    shares[torch.arange(count, device=keys.device), targets] = 1
+    shares[place, targets] = 1
     return targets, shares

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from foveate.errors import InvalidOption
 from foveate.select.cosines import cosines, first_best, unit_rows
-from foveate.select.inputs import check_count, check_features, check_weight, stacked
+from foveate.select.engine import engine
+from foveate.select.inputs import check_count, check_features, check_weight
 
 COMBINE = ("multiply", "add")
 
@@ -22,7 +23,7 @@ COMBINE = ("multiply", "add")
 TIE_TOLERANCE = 8.0
 
 
-@torch.no_grad()
+@engine
 def select_coverage(
     features: Tensor, k: int, *, weight: Tensor | None = None, combine: str = "multiply"
 ) -> Tensor:
@@ -55,33 +56,26 @@ def select_coverage(
     if combine not in COMBINE:
         raise InvalidOption(f"combine={combine!r}: allowed are {', '.join(COMBINE)}")
     add = combine == "add"
-    if features.dim() == 2:
-        return _select(features, k, weight, add)
-    orders = [_select(item, k, None if weight is None else weight[b], add) for b, item in enumerate(features)]
-    return stacked(orders, k, features.device)
-
-
-def _select(features: Tensor, k: int, weight: Tensor | None, add: bool) -> Tensor:
     unit = unit_rows(features)
     likeness = cosines(unit)
-    weights = unit.new_ones(len(unit)) if weight is None else weight.to(unit)
-    if not add and bool((peak := weights.amax()) > 0):
-        weights = weights / peak
-    eps = torch.finfo(unit.dtype).eps
-    covered = unit.new_zeros(len(unit), 1)
+    weights = unit.new_ones(unit.shape[:-1]) if weight is None else weight.to(unit)
+    if not add:
+        peak = weights.amax(dim=-1, keepdim=True)
+        weights = weights / peak.masked_fill(peak == 0, 1)
+    n, eps = unit.shape[-2], torch.finfo(unit.dtype).eps
+    covered = torch.zeros_like(weights)[..., None]
     uncovered = torch.empty_like(likeness)
-    taken = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
+    taken = torch.zeros_like(weights, dtype=torch.bool)
     order: list[Tensor] = []
     while len(order) < k:  # no value of a tensor is asked for: nothing waits for the device
-        gains = torch.sub(likeness, covered, out=uncovered).clamp_(min=0).sum(dim=0)
-        gains = gains.masked_fill((gains <= len(unit) * eps) | taken, 0)  # a sum of N roundings
+        gains = torch.sub(likeness, covered, out=uncovered).clamp_(min=0).sum(dim=-2)
+        gains = gains.masked_fill((gains <= n * eps) | taken, 0)  # a sum of N roundings
         scores = gains + weights if add else gains * weights
-        exhausted = ~(scores * ~taken > 0).any()
+        exhausted = ~(scores.masked_fill(taken, 0) > 0).any(dim=-1, keepdim=True)
         scores = torch.where(exhausted, weights, scores).masked_fill(taken, -torch.inf)
-        noise = TIE_TOLERANCE * eps * (1 if add else weights[scores.argmax()])
-        tolerance = torch.where(exhausted, 0, noise)
-        chosen = first_best(scores, tolerance)
-        covered = torch.maximum(covered, likeness.index_select(1, chosen))
-        taken = taken.index_fill(0, chosen, True)
+        noise = 1 if add else weights.take_along_dim(scores.argmax(dim=-1, keepdim=True), dim=-1)
+        chosen = first_best(scores, torch.where(exhausted, 0, TIE_TOLERANCE * eps * noise))
+        covered = torch.maximum(covered, likeness.take_along_dim(chosen[..., None, :], dim=-1))
+        taken = taken.scatter(-1, chosen, True)
         order.append(chosen)
-    return torch.cat(order)
+    return torch.cat(order, dim=-1)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from foveate.select.cosines import cosines, first_best, is_nonzero, unit_rows
-from foveate.select.inputs import check_count, check_features, stacked
+from foveate.select.engine import engine
+from foveate.select.inputs import check_count, check_features
 
 # In units of the machine epsilon: distances of unit rows that differ by less are ties.
 TIE_TOLERANCE = 8.0
 
 
-@torch.no_grad()
+@engine
 def select_farthest(features: Tensor, k: int) -> Tensor:
     """Indices of ``k`` rows that are far from each other, greedily, by the cosine distance.
 
@@ -42,24 +43,20 @@ def select_farthest(features: Tensor, k: int) -> Tensor:
     """
     check_features(features, "[N, D] and [B, N, D]", 2, 3)
     check_count(k, features.shape[-2])
-    if features.dim() == 2:
-        return _select(features, k)
-    return stacked([_select(item, k) for item in features], k, features.device)
-
-
-def _select(features: Tensor, k: int) -> Tensor:
     unit = unit_rows(features)
     directed = is_nonzero(unit)
     distance = 1 - cosines(unit)
     tolerance = TIE_TOLERANCE * torch.finfo(unit.dtype).eps
-    others = distance.masked_fill(~directed, torch.inf).fill_diagonal_(torch.inf)
-    nearest = others.amin(dim=1).masked_fill(~directed, 0)
+    others = distance.masked_fill(~directed[..., None, :], torch.inf)
+    others.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    nearest = others.amin(dim=-1).masked_fill(~directed, 0)
+    distance.masked_fill_(~directed[..., None], 0)
     taken = torch.zeros_like(directed)
     order: list[Tensor] = []
     while len(order) < k:  # no value of a tensor is asked for: nothing waits for the device
         chosen = first_best(nearest.masked_fill(taken, -torch.inf), tolerance)
-        to_chosen = distance.index_select(0, chosen)[0].masked_fill(~directed, 0)
+        to_chosen = distance.take_along_dim(chosen[..., None], dim=-1)[..., 0]
         nearest = torch.minimum(nearest, to_chosen) if order else to_chosen
-        taken = taken.index_fill(0, chosen, True)
+        taken = taken.scatter(-1, chosen, True)
         order.append(chosen)
-    return torch.cat(order)
+    return torch.cat(order, dim=-1)

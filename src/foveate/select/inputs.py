@@ -1,4 +1,4 @@
-"""What every engine asks of its inputs, and how it answers for a batch."""
+"""What every engine asks of its inputs."""
 
 from numbers import Integral
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidBudget, InvalidFeatures
+from foveate.select.checks import refuse_if
 
 
 def check_features(features: Tensor, allowed: str, *dims: int) -> None:
@@ -43,10 +44,33 @@ def check_weight(weight: Tensor | None, features: Tensor) -> None:
     if not isinstance(weight, Tensor) or weight.shape != features.shape[:-1]:
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InvalidFeatures(f"weight of shape {shape}: allowed is {tuple(features.shape[:-1])}, one per row")
-    if not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise InvalidFeatures("weight holds NaN, infinite or negative values: allowed are finite numbers >= 0")
+    check_scores("weight", weight)
 
 
-def stacked(orders: list[Tensor], k: int, device: torch.device) -> Tensor:
-    """``[B, k]`` of the items' orders ``[k]``; an empty batch has none."""
-    return torch.stack(orders) if orders else torch.empty(0, k, dtype=torch.long, device=device)
+def check_scores(name: str, scores: Tensor) -> None:
+    """Check numbers of any shape.
+
+    Raises:
+        InvalidFeatures: NaN, infinite or negative values.
+    """
+    refuse_if(
+        ~((scores >= 0) & (scores < torch.inf)),
+        lambda: InvalidFeatures(f"{name} holds NaN, infinite or negative values: allowed are finite numbers >= 0"),
+    )
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Check numbers of any shape.
+
+    Raises:
+        InvalidFeatures: NaN or infinite values.
+    """
+    refuse_if(
+        ~torch.isfinite(values),
+        lambda: InvalidFeatures(f"{name} holds NaN or infinite values: allowed are finite numbers"),
+    )
+
+
+def precise(values: Tensor) -> Tensor:
+    """``values`` in the dtype of the computation: float64 stays, all else becomes float32."""
+    return values if values.dtype == torch.float64 else values.float()

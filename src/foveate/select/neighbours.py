@@ -5,12 +5,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import InvalidFeatures
-from foveate.select.rows import check_distinct, check_rows, check_scores
+from foveate.select.engine import engine
+from foveate.select.rows import check_distinct, check_rows, check_shares, rest_of
 
 NEIGHBOURS = 32
 
 
-@torch.no_grad()
+@engine
 def merge_neighbours(
     keys: Tensor, weights: Tensor, chosen: Tensor, neighbours: int = NEIGHBOURS, *, faithful: bool = False
 ) -> Tensor:
@@ -38,15 +39,12 @@ def merge_neighbours(
     """
     keys = check_rows("keys", keys)
     n, m = len(keys), len(chosen)
-    weights = check_scores("weights", weights, n).to(keys)
+    weights = check_shares("weights", weights, n).to(keys)
     if not faithful:
         check_distinct("chosen", chosen, n)
     if faithful and n - 1 < neighbours:
         raise InvalidFeatures(f"{n} rows with faithful=True: allowed are {neighbours + 1} or more")
-    left = torch.ones(n, dtype=torch.bool, device=keys.device)
-    left[chosen] = False
-    rest = left.nonzero().flatten()
-    rest = rest[len(rest) - (n - m) :]  # without repeats, all
+    rest = rest_of(chosen, n) if not faithful else _rest_of_repeats(chosen, n)
     others = torch.cat([chosen, rest])
     unit = normalize(keys, dim=1)
     alike = unit[chosen] @ unit[others].T
@@ -61,7 +59,12 @@ def merge_neighbours(
     return shares
 
 
-@torch.no_grad()
+def _rest_of_repeats(chosen: Tensor, n: int) -> Tensor:
+    left = torch.ones(n, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, False).nonzero().flatten()
+    return left[len(left) - (n - len(chosen)) :]
+
+
+@engine
 def count_outliers(scores: Tensor) -> int:
     """How many of ``scores [N]`` lie above the third quartile by more than 1.5 interquartile ranges.
 
@@ -71,6 +74,6 @@ def count_outliers(scores: Tensor) -> int:
     Raises:
         InvalidFeatures: another shape, NaN, infinite or negative values.
     """
-    scores = check_scores("scores", scores, len(scores)).float()
+    scores = check_shares("scores", scores, len(scores)).float()
     first, third = torch.quantile(scores, scores.new_tensor([0.25, 0.75]))
     return int((scores > third + 1.5 * (third - first)).sum())

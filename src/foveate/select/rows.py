@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidFeatures
+from foveate.select.checks import is_no_selection, refuse_if
+from foveate.select.inputs import check_finite, precise
 
 
 def check_rows(name: str, rows: Tensor) -> Tensor:
@@ -14,10 +16,11 @@ def check_rows(name: str, rows: Tensor) -> Tensor:
     """
     if rows.dim() != 2 or not len(rows):
         raise InvalidFeatures(f"{name} of shape {tuple(rows.shape)}: allowed is [N, d] with N of 1 or more")
-    return _finite(name, rows)
+    check_finite(name, rows)
+    return precise(rows)
 
 
-def check_scores(name: str, scores: Tensor, n: int) -> Tensor:
+def check_shares(name: str, scores: Tensor, n: int) -> Tensor:
     """``scores [N]`` in the dtype of the computation.
 
     Raises:
@@ -25,9 +28,12 @@ def check_scores(name: str, scores: Tensor, n: int) -> Tensor:
     """
     if scores.shape != (n,):
         raise InvalidFeatures(f"{name} of shape {tuple(scores.shape)}: allowed is {(n,)}, one per row")
-    if bool((scores < 0).any()):
-        raise InvalidFeatures(f"{name} holds {float(scores.min())}: allowed are numbers of 0 or more")
-    return _finite(name, scores)
+    refuse_if(
+        scores < 0,
+        lambda: InvalidFeatures(f"{name} holds {float(scores.min())}: allowed are numbers of 0 or more"),
+    )
+    check_finite(name, scores)
+    return precise(scores)
 
 
 def check_distinct(name: str, indices: Tensor, n: int) -> None:
@@ -36,12 +42,17 @@ def check_distinct(name: str, indices: Tensor, n: int) -> None:
     Raises:
         InvalidFeatures: another shape, an index out of range, or one that is given twice.
     """
-    inside = indices.dim() == 1 and bool(((indices >= 0) & (indices < n)).all())
-    if not inside or len(torch.unique(indices)) != len(indices):
-        raise InvalidFeatures(f"{name}={indices.tolist()}: allowed are distinct indices from 0 to {n - 1}")
+
+    def error() -> InvalidFeatures:
+        return InvalidFeatures(f"{name}={indices.tolist()}: allowed are distinct indices from 0 to {n - 1}")
+
+    if indices.dim() != 1:
+        raise error()
+    if len(indices):
+        refuse_if(is_no_selection(indices, n), error)
 
 
-def _finite(name: str, values: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
-        raise InvalidFeatures(f"{name} holds NaN or infinite values: allowed are finite numbers")
-    return values if values.dtype == torch.float64 else values.float()
+def rest_of(chosen: Tensor, n: int) -> Tensor:
+    """``[n - m]``, ascending: the rows of ``n`` that are not among ``chosen [m]``, which are distinct."""
+    taken = torch.zeros(n, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
+    return taken.byte().argsort(stable=True)[: n - len(chosen)]

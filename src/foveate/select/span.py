@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidFeatures
+from foveate.select.engine import engine
+from foveate.select.inputs import check_finite
 
 
-@torch.no_grad()
+@engine
 def energy_outside(features: Tensor, rows: Tensor) -> Tensor:
     """``||V - P V||_F^2 / ||V||_F^2`` with ``P`` the orthogonal projector on the span of ``rows``.
 
@@ -26,8 +28,8 @@ def energy_outside(features: Tensor, rows: Tensor) -> Tensor:
     if features.dim() != 2 or rows.dim() != 2 or features.shape[1] != rows.shape[1]:
         shapes = f"{tuple(features.shape)} and {tuple(rows.shape)}"
         raise InvalidFeatures(f"features and rows of shapes {shapes}: allowed are [N, D] and [k, D]")
-    if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(rows).all()):
-        raise InvalidFeatures("features or rows hold NaN or infinite values: allowed are finite numbers")
+    check_finite("features", features)
+    check_finite("rows", rows)
     scaled = features.double() / features.double().abs().amax().clamp(min=torch.finfo(torch.double).tiny)
     # The span does not depend on lengths, the rank's tolerance does.
     unit = torch.nn.functional.normalize(rows.double(), dim=1, eps=torch.finfo(torch.double).tiny)

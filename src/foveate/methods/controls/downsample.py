@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.methods.base import laid
 from foveate.methods.controls.blocks import anchors, divided, lattice
 from foveate.methods.merging import Resizing
 from foveate.tokens import VisualTokens
@@ -32,13 +33,13 @@ class DownsampledImage(Resizing):
     complexity: ClassVar[str] = "O(k), and encoding once more"
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Resizing`: of each grid's share ``[h w]``, the middles of as many blocks of it."""
+        """``[..., k]``: of each grid's share ``h w``, the middles of as many blocks of it."""
         places = [
             start + anchors([grid], math.prod(self.size(grid, share)))
             for start, grid, share in divided(tokens.grids, k)
         ]
-        return torch.cat(places).to(tokens.features.device)
+        return laid(torch.cat(places), tokens)
 
     def size(self, grid: tuple[int, int], k: int) -> tuple[int, int]:
-        """See `Resizing.size`."""
+        """The largest lattice of at most k that fits."""
         return lattice(grid, k)

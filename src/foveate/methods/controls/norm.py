@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method, precise, top
+from foveate.methods.base import Method, top
+from foveate.select.inputs import precise
 from foveate.tokens import VisualTokens
 
 
@@ -23,5 +24,5 @@ class NormTopK(Method):
     nested: ClassVar[bool] = True
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
-        return top(torch.linalg.vector_norm(precise(tokens.features), dim=1), k)
+        """``[..., k]``, longest first."""
+        return top(torch.linalg.vector_norm(precise(tokens.features), dim=-1), k)

@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.methods.base import precise
+from foveate.methods.base import laid
 from foveate.methods.controls.blocks import anchors, blocks, divided
 from foveate.methods.merging import Merging
+from foveate.select.inputs import precise
 from foveate.tokens import VisualTokens
 
 
@@ -28,17 +29,17 @@ class AveragePool(Merging):
     complexity: ClassVar[str] = "O(k N D)"
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`: of each block, the token nearest its middle."""
-        return anchors(tokens.grids, k).to(tokens.features.device)
+        """``[..., k]``: of each block, the token nearest its middle."""
+        return laid(anchors(tokens.grids, k), tokens)
 
     def merge(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Merging.merge`: the mean of each block, computed in float32 or better."""
+        """``[..., k, D]``: the mean of each block, computed in float32 or better."""
         features = precise(tokens.features)
         means = [
-            _share_of_tokens(grid, share).to(features) @ features[start : start + grid[0] * grid[1]]
+            _share_of_tokens(grid, share).to(features) @ features[..., start : start + grid[0] * grid[1], :]
             for start, grid, share in divided(tokens.grids, k)
         ]
-        return torch.cat(means).to(tokens.features.dtype)
+        return torch.cat(means, dim=-2).to(tokens.features.dtype)
 
 
 def _share_of_tokens(grid: tuple[int, int], k: int) -> Tensor:

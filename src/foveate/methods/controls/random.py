@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidOption
-from foveate.methods.base import Method
+from foveate.methods.base import Method, laid
 from foveate.tokens import VisualTokens
 
 
@@ -37,7 +37,6 @@ class Random(Method):
             raise InvalidOption(f"seed={self.seed!r}: allowed is an int from 0 to 2**63 - 1")
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]``, the beginning of one shuffle of N."""
         generator = torch.Generator().manual_seed(int(self.seed))  # on the CPU: the same on every device
-        order = torch.randperm(len(tokens.features), generator=generator)
-        return order[:k].to(tokens.features.device)
+        return laid(torch.randperm(tokens.features.shape[-2], generator=generator)[:k], tokens)

@@ -37,10 +37,10 @@ class RelevanceTopK(Method):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """The question."""
         return frozenset({Signal.QUESTION})
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
-        relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
-        return top(tokens.features.new_zeros(len(tokens.features)) if relevance is None else relevance, k)
+        """``[..., k]``, most relevant first."""
+        relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool, tokens.asked)
+        return top(tokens.features.new_zeros(tokens.features.shape[:-1]) if relevance is None else relevance, k)

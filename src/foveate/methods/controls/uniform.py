@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method
+from foveate.methods.base import Method, laid
 from foveate.methods.controls.blocks import divided
 from foveate.tokens import VisualTokens
 
@@ -27,11 +27,11 @@ class UniformGrid(Method):
     complexity: ClassVar[str] = "O(k)"
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]`` in raster order."""
         picks = [
             start + index for start, grid, share in divided(tokens.grids, k) for index in _spread(grid, share)
         ]
-        return torch.tensor(picks, device=tokens.features.device)
+        return laid(torch.tensor(picks), tokens)
 
 
 def _spread(grid: tuple[int, int], k: int) -> list[int]:

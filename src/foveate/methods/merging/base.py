@@ -20,11 +20,11 @@ class Merging(Method):
 
     @abstractmethod
     def merge(self, tokens: VisualTokens, k: int) -> Tensor:
-        """``[k, D]``, what stands at the tokens of ``rank(tokens, k)``, in its order; gradients flow.
+        """``[..., k, D]``, what stands at the tokens of ``rank(tokens, k)``, in its order; gradients flow.
 
         Args:
-            tokens: one image, without locked rows.
-            k: how many, ``1 <= k <= N``.
+            tokens: one image, ``features [N, D]``, or a group of them, ``[G, N, D]``.
+            k: how many of each image, ``1 <= k <= N``.
         """
 
 

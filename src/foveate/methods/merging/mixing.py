@@ -4,16 +4,20 @@ from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
-from foveate.methods.base import one_of, precise
+from foveate.methods.base import EachImage, one_of
 from foveate.methods.merging import Merging
+from foveate.select.inputs import precise
 from foveate.tokens import Signal, VisualTokens
 
 
 @dataclass(frozen=True)
-class Mixing(Merging):
+class Mixing(EachImage, Merging):
     """A merging method that says with which shares; what is summed follows from ``space``.
+
+    It decides image by image: the images of a group come one after the other.
 
     Attributes:
         space: ``patches``: the states that the projector reads, which it then reads the sums of, as the
@@ -35,26 +39,28 @@ class Mixing(Merging):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """Keys, and patches where these are mixed."""
         return frozenset({Signal.KEYS} | ({Signal.PATCHES} if self.space == "patches" else set()))
 
     def settled(self, available: frozenset[Signal]) -> Self:
-        """See `Method.settled`."""
+        """``auto`` space decided."""
         if self.space != "auto":
             return self
         return replace(self, space="patches" if Signal.PATCHES in available else "features")
 
     @property
     def unprojected(self) -> bool:
-        """See `Merging.unprojected`."""
+        """Whether patches are mixed."""
         return self.space == "patches"
 
     @abstractmethod
     def mix(self, tokens: VisualTokens, k: int) -> Tensor:
-        """``[k, N]``: how much of each token is in what stands at each of ``rank(tokens, k)``."""
+        """``[k, N]``: how much of each token of one image is in what stands at each of ``rank(tokens, k)``."""
 
     def merge(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Merging.merge`: sums in float32 or better."""
+        """``[..., k, D]``: sums in float32 or better."""
+        if tokens.features.dim() == 3:
+            return torch.stack([self.merge(image, k) for image in tokens.each()])
         method = self.settled(tokens.signals)
         states = tokens.signal(Signal.PATCHES) if method.unprojected else tokens.features
         return (method.mix(tokens, k).to(precise(states)) @ precise(states)).to(states.dtype)

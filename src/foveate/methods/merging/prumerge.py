@@ -52,17 +52,15 @@ class PruMerge(Attending, Mixing):
         if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, Integral) or self.neighbours < 1:
             raise InvalidOption(f"neighbours={self.neighbours!r}: allowed is an int of 1 or more")
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`: by attention; the place of the token for all others comes last."""
+    def rank_one(self, tokens: VisualTokens, k: int) -> Tensor:
+        """``[k]`` by attention; the place of the token for all others comes last."""
         scores, chosen = self._decide(tokens, k)
         if len(chosen) == k:
             return chosen
-        left = torch.ones_like(scores, dtype=torch.bool)
-        left[chosen] = False
-        return torch.cat([chosen, scores.masked_fill(~left, -1).argmax()[None]])
+        return torch.cat([chosen, scores.index_fill(0, chosen, -1).argmax()[None]])
 
     def mix(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Mixing.mix`."""
+        """``[k, N]``: itself and its neighbours, then all others."""
         scores, chosen = self._decide(tokens, k)
         keys = tokens.signal(Signal.KEYS).flatten(1)
         return merge_neighbours(keys, scores, chosen, self.neighbours, faithful=self.faithful)[:k]

@@ -10,6 +10,7 @@ from foveate.errors import InvalidBudget, InvalidFeatures
 from foveate.methods.base import top
 from foveate.methods.merging.prumerge import PruMerge
 from foveate.select import count_outliers
+from foveate.select.rows import rest_of
 
 TOKENS = 576  # of LLaVA-1.5; the authors' code is written for them alone, and samples all but the last
 
@@ -41,16 +42,14 @@ class PruMergePlus(PruMerge):
     complexity: ClassVar[str] = "O(k N D)"
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
-        """See `PruMerge.choose`."""
+        """``[count]``: a quarter by attention, then the middles of even parts of the rest."""
         if self.faithful:
             own = sampled(scores, count_outliers(scores) / len(scores))
             if len(own) != count:
                 raise InvalidBudget(f"k={count + 1} with faithful=True: allowed is this image's {len(own) + 1}")
             return own
         attended = top(scores, max(1, int(count / 4 + 0.5)))
-        left = torch.ones_like(scores, dtype=torch.bool)
-        left[attended] = False
-        rest, s = left.nonzero().flatten(), count - len(attended)
+        rest, s = rest_of(attended, len(scores)), count - len(attended)
         middles = (2 * torch.arange(s, device=scores.device) + 1) * len(rest) // max(1, 2 * s)
         return torch.cat([attended, rest[middles]])
 

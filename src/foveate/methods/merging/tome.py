@@ -30,12 +30,12 @@ class ToMe(Mixing):
     source: ClassVar[str] = "arXiv 2210.09461"
     complexity: ClassVar[str] = "O(N^2 D)"
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`: in raster order."""
+    def rank_one(self, tokens: VisualTokens, k: int) -> Tensor:
+        """``[k]`` in raster order."""
         return self._decide(tokens, k)[0]
 
     def mix(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Mixing.mix`."""
+        """``[k, N]``: the mean of all that joined."""
         return self._decide(tokens, k)[1]
 
     def _decide(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor]:

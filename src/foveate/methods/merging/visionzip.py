@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from foveate.errors import InvalidOption
 from foveate.methods.attention import Attending
@@ -56,7 +55,7 @@ class VisionZip(Attending, Mixing):
 
     @property
     def strict(self) -> bool:
-        """See `Attending.strict`: the paper has both attentions."""
+        """No: the paper has both attentions."""
         return False
 
     def split(self, k: int) -> tuple[int, int]:
@@ -66,15 +65,16 @@ class VisionZip(Attending, Mixing):
             contextual = min(contextual, k - 1)
         return k - contextual, contextual
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`: dominant tokens by attention, then the contextual ones' targets in raster order."""
+    def rank_one(self, tokens: VisualTokens, k: int) -> Tensor:
+        """``[k]``: dominant tokens by attention, then the contextual ones' targets in raster order."""
         dominant, targets, _ = self._decide(tokens, k)
         return torch.cat([dominant, targets])
 
     def mix(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Mixing.mix`."""
+        """``[k, N]``: a dominant token is itself alone."""
         dominant, _, shares = self._decide(tokens, k)
-        return torch.cat([one_hot(dominant, shares.shape[1]).to(shares), shares])
+        stays = dominant[:, None] == torch.arange(shares.shape[1], device=shares.device)
+        return torch.cat([stays.to(shares), shares])
 
     def _decide(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor, Tensor]:
         count, contextual = self.split(k)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from foveate.errors import InvalidFeatures, MissingSignal
 from foveate.methods.authors import refuse_beyond_rank, refuse_zero_rows
-from foveate.methods.base import Method, one_of, precise
-from foveate.methods.relevance import powered, question_relevance, scaled
-from foveate.methods.rows import rows_of
-from foveate.select import select_residual
+from foveate.methods.base import one_of, widest
+from foveate.methods.relevance import bounds
+from foveate.methods.selecting.residual import Residual, relevance_of, rows_of
+from foveate.select.checks import refuse_if
 from foveate.tokens import Signal, VisualTokens
 
 # The authors' floor: in the numerator alone, so that the least relevance is 1e-6 of the range.
@@ -18,7 +18,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class CDPruner(Method):
+class CDPruner(Residual):
     """Greedy MAP of the kernel ``r_i cos(v_i, v_j) r_j``: the residual energy of unit rows, weighted by ``r^2``.
 
     ``r = (s - min s + 1e-6) / (max s - min s)`` over the image, with ``s`` the relevance or its negative.
@@ -45,8 +45,6 @@ class CDPruner(Method):
     """
 
     source: ClassVar[str] = "arXiv 2506.10967"
-    complexity: ClassVar[str] = "O(k N D)"
-    nested: ClassVar[bool] = True
 
     relevance: Literal["auto", "clip", "llm"] = "auto"
     sign: Literal["auto", "-", "+"] = "auto"
@@ -58,47 +56,44 @@ class CDPruner(Method):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """What the relevance is computed with."""
         clip = self.relevance == "clip" or (self.relevance == "auto" and self.faithful)
         return frozenset({Signal.CLIP_RELEVANCE if clip else Signal.QUESTION})
 
     def settled(self, available: frozenset[Signal]) -> "CDPruner":
-        """See `Method.settled`."""
+        """``auto`` relevance and sign decided."""
         clip = self.relevance == "clip" or (
             self.relevance == "auto" and Signal.CLIP_RELEVANCE in self.needs | available
         )
         sign = self.sign if self.sign != "auto" else "-" if clip else "+"
         return replace(self, relevance="clip" if clip else "llm", sign=sign)
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
-        if self.faithful:
-            refuse_zero_rows(tokens.features)
-        weight = self.settled(tokens.signals)._weight(tokens)
-        order = select_residual(rows_of(tokens.features, "unit"), k, weight=weight)
-        if self.faithful:
-            refuse_beyond_rank(tokens.features, order)
-        return order
+    def vectors(self, tokens: VisualTokens) -> Tensor:
+        """``[..., N, D]``: the features at length 1."""
+        return rows_of(tokens.features, "unit")
 
-    def _weight(self, tokens: VisualTokens) -> Tensor | None:
-        relevance = self._relevance(tokens)
+    def weight(self, tokens: VisualTokens) -> Tensor | None:
+        """``[..., N]``: ``r^2`` times the square of the range, which changes no choice."""
+        relevance = relevance_of(tokens, self.relevance)
         if relevance is None:
             if self.faithful:
                 raise MissingSignal("CDPruner(faithful=True) needs a question, and this one is empty")
             return None
-        signed = relevance if self.sign == "+" else -relevance
-        low, high = signed.amin(), signed.amax()
-        if self.faithful and bool(low == high):
-            raise InvalidFeatures(
-                f"relevance is {float(low):g} everywhere: allowed with faithful=True is one that differs; "
-                "the authors' code divides by its range"
+        low, high, constant = bounds(relevance)
+        if self.faithful:
+            refuse_if(
+                low == high,
+                lambda: InvalidFeatures(
+                    "relevance is the same everywhere: allowed with faithful=True is one that differs; "
+                    "the authors' code divides by its range"
+                ),
             )
-        if not self.faithful and scaled(signed) is None:
-            return None
-        return powered((signed - low + EPSILON) / (high - low), 2)
+            constant = low == high
+        above = widest(relevance) - low if self.sign == "+" else high - widest(relevance)
+        return (above + EPSILON).square().masked_fill(constant, 1)
 
-    def _relevance(self, tokens: VisualTokens) -> Tensor | None:
-        if self.relevance == "llm":
-            return question_relevance(tokens.features, tokens.signal(Signal.QUESTION), "mean")
-        relevance = precise(tokens.signal(Signal.CLIP_RELEVANCE))
-        return relevance if len(relevance) else None
+    def refuse(self, tokens: VisualTokens, order: Tensor) -> None:
+        """With ``faithful``, zero rows and k over the rank."""
+        if self.faithful:
+            refuse_zero_rows(tokens.features)
+            refuse_beyond_rank(tokens.features, order)

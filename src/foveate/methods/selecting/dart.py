@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidBudget, InvalidOption
-from foveate.methods.base import Method, precise, top
+from foveate.methods.base import Method, top
 from foveate.select import select_unlike
-from foveate.select.inputs import check_count
+from foveate.select.inputs import check_count, precise
 from foveate.tokens import Signal, VisualTokens
 
 
@@ -52,37 +52,41 @@ class DART(Method):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """The question, where its nouns are pivots."""
         return frozenset({Signal.QUESTION} if self.text_pivots else set())
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]``: the pivots, then what each takes. Questions of several lengths are told one by one."""
+        check_count(k, tokens.features.shape[-2])
+        grouped = tokens.features.dim() == 3
+        if grouped and (self.faithful or (self.text_pivots and tokens.asked is not None)):
+            return torch.stack([self.rank(image, k) for image in tokens.each()])
         states = precise(tokens.features)
-        n = len(states)
-        check_count(k, n)
+        n = states.shape[-2]
         if self.text_pivots:
-            states = torch.cat([states, tokens.signal(Signal.QUESTION).to(states)])
+            states = torch.cat([states, tokens.signal(Signal.QUESTION).to(states)], dim=-2)
         return self.retained(states, states, slice(0, n), k)
 
     def retained(self, keys: Tensor, states: Tensor, image: slice, k: int) -> Tensor:
-        """``[k]`` positions of image tokens to keep: the pivots, then what each takes.
+        """``[..., k]`` positions of image tokens to keep: the pivots, then what each takes.
 
         Args:
-            keys: ``[L, Dk]`` of a sequence, heads side by side: their L1 norms choose the pivots.
-            states: ``[L, D]``, whose cosines are compared.
+            keys: ``[..., L, Dk]`` of a sequence, heads side by side: their L1 norms choose the pivots.
+            states: ``[..., L, D]``, whose cosines are compared.
             image: the image's positions; text pivots are sought after them.
             k: how many.
         """
-        norms = precise(keys).abs().sum(dim=1)
-        own = top(norms[image], min(self.image_pivots, k)) + image.start
-        text = top(norms[image.stop :], self.text_pivots) + image.stop
-        pivots = torch.cat([own, text])
+        norms = precise(keys).abs().sum(dim=-1)
+        visual = top(norms[..., image], min(self.image_pivots, k)) + image.start
+        text = top(norms[..., image.stop :], self.text_pivots) + image.stop
+        pivots = torch.cat([visual, text], dim=-1)
         if self.faithful:  # the authors' loop runs over a set
             pivots = torch.tensor(list(set(pivots.tolist())), device=pivots.device)
-        free = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-        free[image] = True
-        free[own] = False
-        return torch.cat([own, *select_unlike(states, pivots, free, self._counts(k, len(own), len(pivots)))])
+        free = torch.zeros_like(norms, dtype=torch.bool)
+        free[..., image] = True
+        counts = self._counts(k, visual.shape[-1], pivots.shape[-1])
+        groups = select_unlike(states, pivots, free.scatter(-1, visual, False), counts)
+        return torch.cat([visual, *groups], dim=-1)
 
     def _counts(self, k: int, kept: int, pivots: int) -> list[int]:
         each, more = divmod(k - kept, pivots)

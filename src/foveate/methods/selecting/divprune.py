@@ -36,10 +36,10 @@ class DivPrune(Method):
     faithful: bool = False
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]`` in order of selection, by `select_farthest`."""
         if self.faithful:
             refuse_zero_rows(tokens.features)
-            if len(tokens.features) == 1:
+            if tokens.features.shape[-2] == 1:
                 raise InvalidFeatures("1 token: allowed with faithful=True are 2 or more, each has a nearest one")
         order = select_farthest(tokens.features, k)
         if self.faithful:

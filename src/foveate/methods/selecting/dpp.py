@@ -6,14 +6,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.methods.authors import refuse_beyond_rank, refuse_zero_rows
-from foveate.methods.base import Method, widest
-from foveate.methods.rows import rows_of
-from foveate.select import select_residual
+from foveate.methods.base import widest
+from foveate.methods.selecting.residual import Residual, rows_of
 from foveate.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class DPP(Method):
+class DPP(Residual):
     """Greedy MAP of the determinantal point process with the cosine kernel: CDPruner without its text.
 
     Each step multiplies the determinant by the residual energy of a row of length 1: `select_residual`
@@ -33,16 +32,15 @@ class DPP(Method):
     """
 
     source: ClassVar[str] = "arXiv 1709.05135"
-    complexity: ClassVar[str] = "O(k N D)"
-    nested: ClassVar[bool] = True
 
     faithful: bool = False
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+    def vectors(self, tokens: VisualTokens) -> Tensor:
+        """``[..., N, D]``: the features at length 1, in float64 where the device has it."""
+        return rows_of(widest(tokens.features), "unit")
+
+    def refuse(self, tokens: VisualTokens, order: Tensor) -> None:
+        """With ``faithful``, zero rows and k over the rank."""
         if self.faithful:
             refuse_zero_rows(tokens.features)
-        order = select_residual(rows_of(widest(tokens.features), "unit"), k)
-        if self.faithful:
             refuse_beyond_rank(tokens.features, order)
-        return order

@@ -32,5 +32,5 @@ class FasterVLM(Attending):
     nested: ClassVar[bool] = True
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]`` by falling attention."""
         return top(self.scores(tokens, k), k)

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from foveate.methods.base import Method, at_least_zero, cosine_above_zero, one_of, precise
+from foveate.methods.base import at_least_zero, cosine_above_zero, one_of
 from foveate.methods.relevance import POOLS, powered, question_relevance
-from foveate.methods.rows import ROWS, rows_of
-from foveate.select import select_residual
+from foveate.methods.selecting.residual import ROWS, Residual, rows_of
+from foveate.select.inputs import precise
 from foveate.tokens import Signal, VisualTokens
 
 # The paper's strengths of the text guidance; every family but Qwen's counts as LLaVA-like.
@@ -17,7 +17,7 @@ ALPHA_LLAVA, ALPHA_QWEN = 0.75, 0.3
 
 
 @dataclass(frozen=True)
-class ResPrune(Method):
+class ResPrune(Residual):
     """Keep the token of the largest ``E_S(v) * r^alpha``: residual energy times text relevance.
 
     ``r`` is the cosine with the input embeddings of the question's nouns, in the language model's
@@ -43,8 +43,6 @@ class ResPrune(Method):
     """
 
     source: ClassVar[str] = "arXiv 2603.21105"
-    complexity: ClassVar[str] = "O(k N D)"
-    nested: ClassVar[bool] = True
 
     alpha: float | Literal["auto"] = "auto"
     pool: Literal["max", "mean", "pooled"] = "max"
@@ -62,34 +60,34 @@ class ResPrune(Method):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """The question where it counts, and CLS attention where it seeds."""
         text = set() if self.alpha == 0 else {Signal.QUESTION}
         return frozenset(text | ({Signal.CLS_ATTENTION} if self.seed == "cls" else set()))
 
     def settled(self, available: frozenset[Signal]) -> "ResPrune":
-        """See `Method.settled`."""
+        """``auto`` seed decided."""
         if self.seed != "auto":
             return self
         return replace(self, seed="cls" if Signal.CLS_ATTENTION in available else "norm")
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
-        method = self.settled(tokens.signals)
-        weight, first = method._weight(tokens), method._first(tokens)
-        return select_residual(rows_of(tokens.features, self.rows), k, weight=weight, first=first)
+    def vectors(self, tokens: VisualTokens) -> Tensor:
+        """``[..., N, D]``: the features, raw or of length 1."""
+        return rows_of(tokens.features, self.rows)
 
-    def _weight(self, tokens: VisualTokens) -> Tensor | None:
+    def weight(self, tokens: VisualTokens) -> Tensor | None:
+        """``[..., N]``: ``r^alpha``."""
         default = ALPHA_QWEN if tokens.family.startswith("qwen") else ALPHA_LLAVA
         alpha = default if isinstance(self.alpha, str) else self.alpha
         if alpha == 0:
             return None
-        relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool)
+        relevance = question_relevance(tokens.features, tokens.signal(Signal.QUESTION), self.pool, tokens.asked)
         return None if relevance is None else powered(relevance.clamp(min=self.floor), alpha)
 
-    def _first(self, tokens: VisualTokens) -> Tensor | None:
+    def first(self, tokens: VisualTokens) -> Tensor | None:
+        """``[...]``: the token of the largest attention or norm."""
         if self.seed == "none":
             return None
         if self.seed == "cls":
-            return tokens.signal(Signal.CLS_ATTENTION).argmax()
-        norms: Tensor = torch.linalg.vector_norm(precise(tokens.features), dim=1)
-        return norms.argmax()
+            return tokens.signal(Signal.CLS_ATTENTION).argmax(dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(precise(tokens.features), dim=-1)
+        return norms.argmax(dim=-1)

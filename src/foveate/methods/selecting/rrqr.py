@@ -5,14 +5,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.methods.base import Method, one_of
-from foveate.methods.rows import ROWS, rows_of
-from foveate.select import select_residual
+from foveate.methods.base import one_of
+from foveate.methods.selecting.residual import ROWS, Residual, rows_of
 from foveate.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class RRQR(Method):
+class RRQR(Residual):
     """Keep the token with the largest projection residual, again and again: ``w = 1``.
 
     SPARE without its anti-relevance, and ResPrune without its text and seed token.
@@ -28,14 +27,12 @@ class RRQR(Method):
     """
 
     source: ClassVar[str] = "Businger & Golub 1965"
-    complexity: ClassVar[str] = "O(k N D)"
-    nested: ClassVar[bool] = True
 
     rows: Literal["raw", "unit"] = "raw"
 
     def __post_init__(self) -> None:
         one_of("rows", self.rows, ROWS)
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
-        return select_residual(rows_of(tokens.features, self.rows), k)
+    def vectors(self, tokens: VisualTokens) -> Tensor:
+        """``[..., N, D]``: the features, raw or of length 1."""
+        return rows_of(tokens.features, self.rows)

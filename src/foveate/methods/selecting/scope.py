@@ -14,6 +14,7 @@ from foveate.methods.base import at_least_zero, one_of
 from foveate.methods.relevance import powered
 from foveate.methods.states import STATES, States, settled_states, states_of
 from foveate.select import select_coverage
+from foveate.select.checks import refuse_if
 from foveate.tokens import Signal, VisualTokens
 
 
@@ -67,17 +68,17 @@ class SCOPE(Attending):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """Attention where it counts, and patches where they are compared."""
         patches = self.states == "patches" or (self.states == "auto" and self.faithful)
         attention = super().needs if self.alpha else frozenset()
         return attention | ({Signal.PATCHES} if patches else set())
 
     def settled(self, available: frozenset[Signal]) -> Self:
-        """See `Method.settled`."""
+        """``auto`` attention and states decided."""
         return replace(super().settled(available), states=settled_states(self.states, self.needs | available))
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]`` in order of selection, by `select_coverage`."""
         states = states_of(tokens, self.settled(tokens.signals).states)
         if self.faithful:
             refuse_zero_rows(states)
@@ -89,8 +90,10 @@ class SCOPE(Attending):
         attention = self.scores(tokens, k)
         if self.combine == "add":
             return torch.pow(attention * (self.heads or 1), self.alpha)
-        if bool((attention > 0).any()):
-            return powered(attention, self.alpha)
+        nothing = attention.amax(dim=-1, keepdim=True) == 0
         if self.faithful:
-            raise InvalidFeatures("the attention is 0 everywhere: with faithful=True some must be above 0")
-        return None
+            refuse_if(
+                nothing,
+                lambda: InvalidFeatures("the attention is 0 everywhere: with faithful=True some must be above 0"),
+            )
+        return powered(attention.masked_fill(nothing, 1), self.alpha)

@@ -5,10 +5,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.methods.base import Method, at_least_zero, one_of, precise
-from foveate.methods.relevance import powered, question_relevance, scaled
-from foveate.methods.rows import ROWS, rows_of
-from foveate.select import select_residual
+from foveate.methods.base import at_least_zero, one_of
+from foveate.methods.relevance import scaled
+from foveate.methods.selecting.residual import ROWS, Residual, relevance_of, rows_of
 from foveate.tokens import Signal, VisualTokens
 
 # Our reading: keeps the weight of the most relevant token above zero.
@@ -16,7 +15,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class SPARE(Method):
+class SPARE(Residual):
     """Column subset selection by the largest projection residual, weighted against relevance.
 
     ``w_i = (1 - rhat_i + eps)^beta`` with ``rhat`` the relevance scaled to [0, 1] over the image. Raw
@@ -42,8 +41,6 @@ class SPARE(Method):
     """
 
     source: ClassVar[str] = "arXiv 2606.18681"
-    complexity: ClassVar[str] = "O(k N D)"
-    nested: ClassVar[bool] = True
 
     beta: float = 0.25
     relevance: Literal["auto", "clip", "llm"] | None = "auto"
@@ -58,31 +55,25 @@ class SPARE(Method):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """What the relevance is computed with."""
         if self.relevance is None or self.beta == 0:
             return frozenset()
         return frozenset({Signal.CLIP_RELEVANCE if self.relevance == "clip" else Signal.QUESTION})
 
     def settled(self, available: frozenset[Signal]) -> "SPARE":
-        """See `Method.settled`."""
+        """``auto`` relevance decided."""
         if self.relevance != "auto":
             return self
         return replace(self, relevance="clip" if Signal.CLIP_RELEVANCE in available else "llm")
 
-    def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
-        method = self.settled(tokens.signals)
-        return select_residual(rows_of(tokens.features, self.rows), k, weight=method._weight(tokens))
+    def vectors(self, tokens: VisualTokens) -> Tensor:
+        """``[..., N, D]``: the features, raw or of length 1."""
+        return rows_of(tokens.features, self.rows)
 
-    def _weight(self, tokens: VisualTokens) -> Tensor | None:
-        relevance = self._relevance(tokens) if self.needs else None
-        rhat = None if relevance is None else scaled(relevance)
-        if rhat is None:
+    def weight(self, tokens: VisualTokens) -> Tensor | None:
+        """``[..., N]``: ``(1 - rhat + eps)^beta``, or with ``+`` ``(rhat + eps)^beta``."""
+        relevance = relevance_of(tokens, self.relevance) if self.needs else None
+        if relevance is None:
             return None
-        return powered((rhat if self.sign == "+" else 1 - rhat) + EPSILON, self.beta)
-
-    def _relevance(self, tokens: VisualTokens) -> Tensor | None:
-        if self.relevance == "llm":
-            return question_relevance(tokens.features, tokens.signal(Signal.QUESTION), "mean")
-        relevance = precise(tokens.signal(Signal.CLIP_RELEVANCE))
-        return relevance if len(relevance) else None
+        rhat = scaled(relevance)
+        return (rhat + EPSILON if self.sign == "+" else 1 + EPSILON - rhat) ** self.beta

@@ -41,7 +41,7 @@ class VisPruner(Attending):
     """
 
     source: ClassVar[str] = "arXiv 2412.01818"
-    complexity: ClassVar[str] = "O(N^2 D + N^3)"
+    complexity: ClassVar[str] = "O(N^2 D)"
 
     important: float = 0.5
     states: States = "auto"
@@ -55,27 +55,30 @@ class VisPruner(Attending):
 
     @property
     def needs(self) -> frozenset[Signal]:
-        """See `Method.needs`."""
+        """Attention, and patches where they are compared."""
         patches = self.states == "patches" or (self.states == "auto" and self.faithful)
         return super().needs | ({Signal.PATCHES} if patches else set())
 
     def settled(self, available: frozenset[Signal]) -> Self:
-        """See `Method.settled`."""
+        """``auto`` attention and states decided."""
         return replace(super().settled(available), states=settled_states(self.states, self.needs | available))
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """See `Method.rank`."""
+        """``[..., k]``: by attention, then in the order of the last round of `select_alternating`."""
         attention = self.scores(tokens, k)
         states = states_of(tokens, self.settled(tokens.signals).states)
         important = int(k * self.important)
-        order = top(attention, len(attention))
+        n = attention.shape[-1]
+        order = top(attention, n)
         if k == important:
-            return order[:k]
-        rest = order[important:]
-        if self.faithful and k < len(attention):
-            refuse_zero_rows(states[rest])
-            _refuse_uneven_rounds(len(rest), k - important, k)
-        return torch.cat([order[:important], rest[select_alternating(states[rest], k - important)]])
+            return order[..., :k]
+        rest = order[..., important:]
+        others = states.take_along_dim(rest[..., None], dim=-2)
+        if self.faithful and k < n:
+            refuse_zero_rows(others)
+            _refuse_uneven_rounds(n - important, k - important, k)
+        left = select_alternating(others, k - important)
+        return torch.cat([order[..., :important], rest.take_along_dim(left, dim=-1)], dim=-1)
 
 
 def _refuse_uneven_rounds(left: int, diverse: int, k: int) -> None:

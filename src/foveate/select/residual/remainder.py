@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foveate.select.residual_rows import RANK_TOLERANCE, magnitudes, outside
+from foveate.select.residual.rows import RANK_TOLERANCE, magnitudes, outside
 
 
 class Remainder:

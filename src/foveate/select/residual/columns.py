@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from foveate.select.residual_remainder import Remainder
-from foveate.select.residual_rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE
+from foveate.select.residual.remainder import Remainder
+from foveate.select.residual.rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE
 
 Array = npt.NDArray[Any]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foveate.errors import InvalidFeatures
+from foveate.select.inputs import check_finite, precise
 
 # In units of the machine epsilon. A residual shorter than RANK_TOLERANCE * eps of the row itself is
 # rounding; scores within TIE_TOLERANCE * eps of the best are ties and go to the lowest index.
@@ -21,7 +21,7 @@ def scaled(features: Tensor) -> tuple[Tensor, Tensor]:
         InvalidFeatures: NaN or infinite values.
     """
     rows = features.detach()
-    rows = (rows if rows.dtype == torch.float64 else rows.float()).contiguous()  # sums hang on the layout
+    rows = precise(rows).contiguous()  # sums hang on the layout
     limit = torch.finfo(rows.dtype).max ** 0.4
     norms = torch.linalg.vector_norm(rows, dim=1)  # the one pass over rows of ordinary magnitude
     peak = norms.amax()  # NaN wins
@@ -77,6 +77,7 @@ def filled(order: list[int], weights: Tensor, k: int) -> Tensor:
 def _rescaled(rows: Tensor, limit: float) -> Tensor:
     low, high = torch.aminmax(rows)  # NaN wins
     peak = torch.maximum(high, -low)
+    check_finite("features", peak)
     if not bool(torch.isfinite(peak)):
-        raise InvalidFeatures("features hold NaN or infinite values: allowed are finite numbers")
+        return torch.zeros_like(rows)  # the check is read later: any rows that cost no step
     return rows / peak if peak > limit or 0 < peak < 1 / limit else rows

@@ -1,6 +1,6 @@
 """`select_residual` on a GPU: the Gram matrix and the dependent steps in one launch for all images of a batch.
 
-A panel of steps needs no word from the host (`residual_kernel`): a budget of up to ``PANEL`` rows is one launch,
+A panel of steps needs no word from the host (`kernel.py`): a budget of up to ``PANEL`` rows is one launch,
 a larger one a launch per panel. Beside the checks of weights there is one synchronisation, at the end. The kernel
 stops an image where rounding could change a choice, where squares over- or underflow, and at NaN. Only then does
 the host look at it: it raises, or takes what was kept out of the rows and runs the kernel on what is left.
@@ -16,9 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from foveate.errors import InvalidOption
-from foveate.select.residual_kernel import select_kernel
-from foveate.select.residual_remainder import Remainder
-from foveate.select.residual_rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE, filled, relative, scaled
+from foveate.select.checks import Undecided, is_deferred, refuse_if
+from foveate.select.residual.kernel import select_kernel
+from foveate.select.residual.remainder import Remainder
+from foveate.select.residual.rows import DOUBT, RANK_TOLERANCE, TIE_TOLERANCE, filled, relative, scaled
 
 INTERPRETED = not isinstance(select_kernel, triton.JITFunction)  # TRITON_INTERPRET=1 set early
 MOST_ROWS = 16384  # one program holds them in registers
@@ -69,6 +70,9 @@ def select_by_triton(features: Tensor, k: int, weight: Tensor | None, first: Ten
     weights = None if weight is None else relative(weight, features)
     steps = min(k, features.shape[-1])  # more rows than columns explain all
     found = _orders(features, steps, weights, first, by_length=True)
+    if is_deferred() and steps == k:
+        refuse_if(found[:, -1] != k, lambda: Undecided("an image holds rows that the kernel cannot tell apart"))
+        return found[:, :k].contiguous()
     counts = found[:, -1].tolist()  # the one synchronisation
     if all(count == k for count in counts):
         return found[:, :k].contiguous()
@@ -127,7 +131,7 @@ def _launch(features: Tensor, k: int, weights: Tensor | None, first: Tensor | No
     dtype = _summed(features)
     plan, eps, pitch = _plan(n, features.dtype), torch.finfo(dtype).eps, _pitch(n)
     starts = range(0, k, plan.panel)
-    orders = torch.empty(batch, k + 1, dtype=torch.long, device=features.device)
+    orders = torch.zeros(batch, k + 1, dtype=torch.long, device=features.device)  # in range where it stops
     arrived = torch.zeros(len(starts), batch, dtype=torch.int32, device=features.device)
     gram, factor, state = (
         torch.empty(batch, lines, pitch, dtype=dtype, device=features.device) for lines in (n, plan.panel, 3)

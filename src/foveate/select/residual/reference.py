@@ -8,7 +8,7 @@ orthogonalised twice, O(k D) ("twice is enough": Giraud, Langou, Rozloznik 2005)
 import torch
 from torch import Tensor
 
-from foveate.select.residual_rows import RANK_TOLERANCE, TIE_TOLERANCE, magnitudes, outside
+from foveate.select.residual.rows import RANK_TOLERANCE, TIE_TOLERANCE, magnitudes, outside
 
 
 def order_by_steps(rows: Tensor, norms: Tensor, k: int, weights: Tensor, first: int | None) -> list[int]:
