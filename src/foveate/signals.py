@@ -5,11 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from torch import Tensor
+
 from foveate.encode import Encoded, placeholders
 from foveate.errors import MissingSignal, UnsupportedModel
 from foveate.families import Family
 from foveate.methods.base import Method
-from foveate.relevance import clip_for, clip_relevance, noun_embeddings, questions_of, tokenizer_for
+from foveate.text.clip import clip_for, clip_relevance, text_embedding
+from foveate.text.nouns import noun_ids
+from foveate.text.question import given, questions
+from foveate.text.tokenizer import template_of, tokenizer_for
 from foveate.tokens import Signal
 
 if TYPE_CHECKING:
@@ -38,12 +44,14 @@ class Source:
         method: the same with its ``auto`` options decided.
         tokenizer: None where the method asks for no text, or none is to be had.
         clip: likewise, where it asks for no CLIP relevance.
+        template: the chat template of the prompts; None for the tokenizer's.
     """
 
     asked: Method
     method: Method
     tokenizer: "PreTrainedTokenizerBase | None"
     clip: "CLIPModel | None"
+    template: str | None = None
 
     @classmethod
     def find(
@@ -80,7 +88,7 @@ class Source:
         for signal in Signal:
             if signal in settled.needs and not has[signal]:
                 raise MissingSignal(f"{type(method).__name__} needs {HINTS[signal]}")
-        return cls(method, settled, tokenizer, pair)
+        return cls(method, settled, tokenizer, pair, template_of(processor))
 
 
 def add_text(
@@ -107,16 +115,45 @@ def add_text(
     tokenizer = cast("PreTrainedTokenizerBase", asking[0].tokenizer)
     needs = frozenset(signal for source in asking for signal in source.method.needs)
     clip = next((source.clip for source in asking if Signal.CLIP_RELEVANCE in source.method.needs), None)
-    stands = placeholders(model, family, prompt["input_ids"])
-    questions = questions_of(prompt, stands, tokenizer, question)
-    asked = set(encoded.rows) if Signal.QUESTION in needs else set()
-    nouns = {row: noun_embeddings(model, tokenizer, questions[row]) for row in asked}
+    asked = given(question, len(prompt["input_ids"])) or _asked(model, family, prompt, asking[0])
+    device = encoded.images[0].features.device if encoded.images else model.device
+    nouns, embeddings = {}, {}
+    for text in {asked[row] for row in encoded.rows}:
+        if Signal.QUESTION in needs:
+            nouns[text] = noun_ids(tokenizer, text)
+        if clip is not None and text:
+            embeddings[text] = text_embedding(clip, text)
+    rows = {text: noun_embeddings(model, ids) for text, (ids, _) in nouns.items()}
     images = list(encoded.images)
     for index, row in enumerate(encoded.rows):
-        if row in nouns:
-            images[index] = replace(images[index], question=nouns[row][0])
+        text = asked[row]
+        if text in rows:
+            images[index] = replace(images[index], question=rows[text])
         if clip is not None and encoded.patches is not None:
-            likeness = clip_relevance(clip, encoded.patches[index], questions[row])
-            images[index] = replace(images[index], clip_relevance=likeness.to(images[index].features.device))
+            patches = encoded.patches[index]
+            likeness = (
+                clip_relevance(clip, patches, embeddings[text])
+                if text
+                else patches.new_empty(0, dtype=torch.float32)
+            )
+            images[index] = replace(images[index], clip_relevance=likeness.to(device))
     taggers = {tagger for _, tagger in nouns.values()}
     return replace(encoded, images=images), ", ".join(sorted(taggers)) or None
+
+
+@torch.no_grad()
+def noun_embeddings(model: "PreTrainedModel", ids: Sequence[int]) -> Tensor:
+    """Input embeddings ``[M, D]`` of the tokens of a question's nouns."""
+    device = torch.device("cpu") if model.device.type == "meta" else model.device  # accelerate moves inputs
+    rows: Tensor = model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=device))
+    return rows
+
+
+def _asked(model: "PreTrainedModel", family: Family, prompt: dict[str, Any], source: Source) -> list[str]:
+    """The question in each row of the prompt."""
+    ids: Tensor = prompt["input_ids"]
+    shown = prompt.get("attention_mask")
+    real = torch.ones_like(ids, dtype=torch.bool) if shown is None else shown.bool()
+    rows = [row[mask].tolist() for row, mask in zip(ids, real, strict=True)]
+    skip = set(ids[placeholders(model, family, ids)].tolist())
+    return questions(cast("PreTrainedTokenizerBase", source.tokenizer), rows, skip, source.template)
