@@ -19,7 +19,8 @@ import foveate
 from foveate.encode import placeholders
 from foveate.families import FAMILIES, family_of
 from foveate.prune import prepare
-from foveate.relevance import questions_of
+from foveate.text.question import questions
+from foveate.text.tokenizer import template_of
 from processors import KITS, MISSING, SINCE
 from test_families import VERSION, difference, masked, model_of
 
@@ -86,7 +87,11 @@ def written(name, images_per_row):
 def questions_in(name, inputs):
     model = model_of(KITS[name].animal)
     visual = placeholders(model, family_of(model), inputs["input_ids"])
-    return questions_of(inputs, visual, processor_of(name).tokenizer, None)
+    rows = [
+        ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    skip = set(inputs["input_ids"][visual].tolist())
+    return questions(processor_of(name).tokenizer, rows, skip, template_of(processor_of(name)))
 
 
 def question_rows(name, inputs, question):

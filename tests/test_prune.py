@@ -12,8 +12,9 @@ from conftest import CACHE, IMAGE_TOKEN, noise, tiny_llava, tiny_prompt
 from foveate import mini
 from foveate.encode import encode
 from foveate.families import family_of
-from foveate.relevance import clip_relevance, noun_embeddings
-from foveate.signals import Source
+from foveate.signals import Source, noun_embeddings
+from foveate.text.clip import clip_relevance, text_embedding
+from foveate.text.nouns import noun_ids
 from foveate.tokens import Signal
 from zoo import ZOO
 
@@ -64,12 +65,12 @@ def test_clip_relevance_is_the_clip_models_own_cosine(bundled):
     text = clip.text_model(**tokenizer("Is there a red circle?", return_tensors="pt")).pooler_output
     a = clip.visual_projection(clip.vision_model.post_layernorm(patches))
     expected = torch.cosine_similarity(a, clip.text_projection(text), dim=-1)
-    ours = clip_relevance(clip, encoded.patches[0], "Is there a red circle?")
+    question = text_embedding(clip, "Is there a red circle?")
+    ours = clip_relevance(clip, encoded.patches[0], question)
     assert torch.allclose(ours, expected, atol=1e-5)
     loaded = Source.find(model, family_of(model), foveate.SPARE(relevance="clip"), None, None).clip
-    assert torch.allclose(
-        clip_relevance(loaded, encoded.patches[0], "Is there a red circle?"), expected, atol=1e-5
-    )
+    assert torch.allclose(clip_relevance(loaded, encoded.patches[0], question), expected, atol=1e-5)
+    assert torch.allclose(text_embedding(loaded, "Is there a red circle?"), question)
 
 
 def test_a_long_question_is_cut_into_windows(bundled):
@@ -78,15 +79,17 @@ def test_a_long_question_is_cut_into_windows(bundled):
     encoded = encode(model, family_of(model), dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
     clip = Source.find(model, family_of(model), foveate.SPARE(relevance="clip"), None, None).clip
     short, long = "Is there a red circle? ", "How many stars? " * 40
-    ours = clip_relevance(clip, encoded.patches[0], short * 40)
-    first, other = (clip_relevance(clip, encoded.patches[0], short * 40 + end) for end in ("", long))
+    ours, first, other = (
+        clip_relevance(clip, encoded.patches[0], text_embedding(clip, short * 40 + end)) for end in ("", "", long)
+    )
     assert torch.equal(ours, first)
     assert not torch.allclose(first, other, atol=1e-3)  # what comes after the first window counts
 
 
 def test_noun_embeddings_are_those_of_the_nouns_in_place(bundled):
     model, processor = bundled
-    rows, tagger = noun_embeddings(model, processor.tokenizer, "Is there a red circle?")
+    nouns, tagger = noun_ids(processor.tokenizer, "Is there a red circle?")
+    rows = noun_embeddings(model, nouns)
     ids = processor.tokenizer(" circle", add_special_tokens=False)["input_ids"]
     expected = model.get_input_embeddings()(torch.tensor(ids))
     assert torch.equal(rows, expected)

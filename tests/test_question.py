@@ -1,11 +1,16 @@
 """What counts as the question, and as its nouns."""
 
+from functools import cache
+
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import question as module
-from foveate.question import nouns_of, question_at, question_of
+from foveate.errors import InvalidInputs
+from foveate.text import nouns as module
+from foveate.text.nouns import nouns_of
+from foveate.text.question import given, question_at, questions
+from templates import Chat
 
 VICUNA = "A chat between a curious human and an artificial intelligence assistant. "
 PROMPTS = {
@@ -26,9 +31,31 @@ PROMPTS = {
 }
 
 
+@cache
+def plain_tokenizer(*special):
+    """Without a chat template: turns are told by known marks in the text."""
+    return Chat(template=None, special=special).tokenizer()
+
+
+def asked(prompt, *special):
+    tokenizer = plain_tokenizer(*special)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return questions(tokenizer, [ids], {tokenizer.convert_tokens_to_ids("<image>")})[0]
+
+
+def asked_at(prompt, images):
+    tokenizer = plain_tokenizer()
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return question_at(tokenizer, ids, {tokenizer.convert_tokens_to_ids("<image>")}, images)
+
+
+MARKS = ("<bos>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<end_of_utterance>", "[INST]")
+
+
+@pytest.mark.parametrize("special", [(), MARKS], ids=["marks in letters", "marks as special tokens"])
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
-def test_template_text_never_counts(prompt):
-    assert question_of(prompt, ["<image>", "<s>", "</s>", "<bos>"]) == "What is it?"
+def test_template_text_never_counts(prompt, special):
+    assert asked(prompt, *(special or ("<bos>",))) == "What is it?"
 
 
 @pytest.mark.parametrize(
@@ -40,12 +67,26 @@ def test_template_text_never_counts(prompt):
     ],
 )
 def test_role_names_in_a_question_are_kept(question):
-    assert question_of(f"USER: <image>\n{question} ASSISTANT:", ["<image>"]) == question
+    assert asked(f"USER: <image>\n{question} ASSISTANT:") == question
+    marked = f"<|im_start|>user\n{question} USER: x ASSISTANT:<|im_end|>\n<|im_start|>assistant\n"
+    assert asked(marked) == f"{question} USER: x ASSISTANT:"
 
 
 @pytest.mark.parametrize("prompt", ["USER: <image>\n ASSISTANT:", "<image>", "", "USER: ASSISTANT:"])
 def test_no_question_is_empty(prompt):
-    assert question_of(prompt, ["<image>"]) == ""
+    assert asked(prompt) == ""
+
+
+@pytest.mark.parametrize("asked_for", [3, ["a"], ["a", 3], ("a", "b", "c")])
+def test_questions_given_by_the_caller_are_one_text_or_one_per_row(asked_for):
+    with pytest.raises(InvalidInputs, match="allowed is a text, or one per row"):
+        given(asked_for, 2)
+
+
+def test_questions_given_by_the_caller_rule():
+    assert given(None, 2) is None
+    assert given("a", 2) == ["a", "a"]
+    assert given(("a", ""), 2) == ["a", ""]
 
 
 def words(question):
@@ -83,21 +124,19 @@ def test_taggers_fall_back_in_order(monkeypatch, missing):
     assert module._tagger.__wrapped__()[0] == ("hanta" if missing == ("spacy",) else "content words")
 
 
-@given(st.text(max_size=80))
+@hypothesis.given(st.text(max_size=80))
 def test_any_text_gives_spans_of_words(text):
     for start, end in nouns_of(text).spans:
         assert 0 <= start < end <= len(text)
 
 
 def test_the_question_of_an_image_is_its_own_turns_and_stays_so():
-    special = ["<image>", "</s>"]
     first = "USER: <image>\nWhat is it? ASSISTANT:"
     longer = f"{first} A dog.</s>USER: Where? ASSISTANT: There.</s>USER: <image> And this? ASSISTANT:"
-    assert question_at(first, first.index("<image>"), special) == "What is it?"
-    assert question_at(longer, longer.index("<image>"), special) == "What is it?"
-    assert question_at(longer, longer.rindex("<image>"), special) == "And this?"
+    assert asked_at(first, 1) == ["What is it?"]
+    assert asked_at(longer, 2) == ["What is it?", "And this?"]
     silent = "USER: <image> ASSISTANT: Yes?</s>USER: What is it? ASSISTANT:"
-    assert question_at(silent, silent.index("<image>"), special) == "What is it?"
+    assert asked_at(silent, 1) == ["What is it?"]
     system = "<|im_start|>system\nOur brand: <image>.<|im_end|>\n<|im_start|>user\nWhere is it?<|im_end|>\n"
-    assert question_at(system, system.index("<image>"), special) == question_of(system, special) == "Where is it?"
-    assert question_at("<image>", 0, special) == ""
+    assert asked_at(system, 1) == [asked(system)] == ["Where is it?"]
+    assert asked_at("<image>", 1) == [""]

@@ -18,6 +18,7 @@ from foveate.tokens import Signal
 KEY = "foveate"  # in --hf-overrides and mm_processor_kwargs
 FIELD = "foveate_choice"  # the name of the tensor by which a choice goes to the model
 ALLOWED = ("method", "keep", "query")
+LONGEST = 8192  # characters of a query; all image requests wait while one is read
 # What the plugin can give a method: vLLM's towers return no attention, and hold no text half of CLIP.
 SIGNALS = frozenset({Signal.QUESTION})
 
@@ -29,7 +30,7 @@ class Request:
     Attributes:
         method: as on the command line of foveate, such as ``spare:beta=0.5``.
         keep: a count or a fraction, per image; None prunes nothing.
-        query: the question; None for the prompt's own.
+        query: the question, of at most 8,192 characters; None for the prompt's own.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -44,6 +45,8 @@ class Request:
             raise ValueError(f"method={self.method!r}: allowed is text such as 'spare' or 'spare:beta=0.5'")
         if not (self.query is None or isinstance(self.query, str)):
             raise ValueError(f"query={self.query!r}: allowed is text, or null for the prompt's own question")
+        if self.query is not None and len(self.query) > LONGEST:
+            raise ValueError(f"query of {len(self.query)} characters: allowed are {LONGEST}")
         try:
             servable(self.method)
             if self.keep is not None:

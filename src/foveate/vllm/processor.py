@@ -14,11 +14,12 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import BaseMultiModalProcessor, ProcessorInputs
 
 from foveate.errors import FoveateError
-from foveate.relevance import noun_ids
+from foveate.text.nouns import noun_ids
+from foveate.text.question import question_at
+from foveate.text.tokenizer import template_of
 from foveate.tokens import Signal
 from foveate.vllm.choice import FIELD, KEY, Choice, Request, servable
 from foveate.vllm.layout import layout_of
-from foveate.vllm.prompt import ends_with_image, questions_of_images
 
 ENABLE = (
     "this server was started without foveate: allowed once it is started with --hf-overrides '{\"foveate\": {}}'"
@@ -96,9 +97,13 @@ class PruningProcessor(BaseMultiModalProcessor):
             tokenizer = self.info.get_tokenizer()
             questions = [request.query] * images
             if request.query is None:
-                questions = [*questions_of_images(prompt, image_token, images, tokenizer)]
-            nouns = [tuple(noun_ids(tokenizer, str(question))[0]) for question in questions]
-        last = images - 1 if ends_with_image(prompt, image_token) else -1
+                # Not the last turn's, as in `foveate.prune`: the choice is part of the image's identity in vLLM's
+                # caches, so it must not change while a conversation goes on.
+                template = template_of(self.info.get_hf_processor())
+                questions = [*question_at(tokenizer, prompt, {image_token}, images, template)]
+            nouns = [noun_ids(tokenizer, str(question))[0] for question in questions]
+        # The last token's query writes the first token of the answer, here an image's.
+        last = images - 1 if prompt[-1:] == [image_token] else -1
         keep = 0 if request.keep is None else request.keep
         return [Choice(request.method, keep, own, hold=index == last) for index, own in enumerate(nouns)]
 

@@ -18,8 +18,8 @@ from foveate.bench.quality.summary import summarise
 from foveate.budget import Budget
 from foveate.errors import InvalidOption
 from foveate.methods.spec import split_methods
-from foveate.question import nouns_of
-from foveate.relevance import clip_for
+from foveate.text.clip import clip_for
+from foveate.text.nouns import nouns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
