@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.check import check_method, has_pixels, with_mask
 from foveate.dropping import Dropping, dropping
 from foveate.drops import check_drops
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
+from foveate.flow.check import check_method
+from foveate.flow.prompt import has_pixels
 from foveate.full_prompt import FullPrompt
 from foveate.hf import names
+from foveate.hf.unwrap import unwrap
 from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune_with_grad
 from foveate.pruned import Pruned
 from foveate.settings import Settings
 from foveate.turns import PER_TOKEN, Turn, went_on
-from foveate.unwrap import unwrap
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedModel
@@ -55,9 +56,9 @@ class Attached:
         """Whether the method drops inside the language model."""
         return bool(self._parts.inside)
 
-    def prune(self, model: "PreTrainedModel", inputs: dict[str, Any]) -> Pruned:
+    def prune(self, model: "PreTrainedModel", inputs: dict[str, Any], use_cache: bool | None = None) -> Pruned:
         """Prune one prompt, and remember it (without its gradients)."""
-        pruned = prune_with_grad(model, inputs, self._parts.prompt, self.settings, **self.sources)
+        pruned = prune_with_grad(model, inputs, self._parts.prompt, self.settings, use_cache, **self.sources)
         self.last = pruned.detached()
         return pruned
 
@@ -262,7 +263,7 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
             _check_inside(model, newest[0], arguments)
             unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
             with torch.no_grad():  # generate's own no_grad begins later
-                pruned = newest[0].prune(model, with_mask(model, arguments))
+                pruned = newest[0].prune(model, arguments, _caches(model, arguments))
             asked: Pruned | Turn = pruned
             block = newest[0].dropping(model, pruned)
         elif newest and names.given_cache(arguments) in _ASKED:
@@ -346,6 +347,13 @@ def _check_inside(model: "PreTrainedModel", attached: Attached, arguments: dict[
             raise InvalidOption(
                 f"{name} with {attached.method!r}: allowed with methods that prune the prompt alone"
             )
+
+
+def _caches(model: "PreTrainedModel", arguments: dict[str, Any]) -> bool:
+    """Whether generate() will use a KV cache."""
+    config = arguments.get("generation_config") or model.generation_config
+    given = arguments.get("use_cache", config.use_cache)
+    return given is None or bool(given)
 
 
 def _rebased(model: "PreTrainedModel", arguments: dict[str, Any], removed: int) -> dict[str, int]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from foveate.drops import Drop, Parts, decoder_of, drops_of, images_of
-from foveate.encode import placeholders
 from foveate.families import Family
+from foveate.flow.prompt import placeholders
 from foveate.hf import names
 from foveate.layer_attention import attention_paid
 from foveate.methods.base import top

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.encode import placeholder_id
 from foveate.errors import InvalidBudget, UnsupportedModel
 from foveate.families import Family
+from foveate.flow.prompt import placeholder_id
 from foveate.methods.inside import Inside
 from foveate.pruned import Pruned
 

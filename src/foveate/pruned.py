@@ -60,9 +60,7 @@ class Report:
         smaller image. The last two are no rows of ``V``. Computed at the first access (as costly as the
         selection itself).
         """
-        pairs = zip(
-            self._features.split(self.tokens_before), self._placed.split(self.tokens_after), strict=True
-        )
+        pairs = zip(self._features.split(self.tokens_before), self._placed.split(self.tokens_after), strict=True)
         return [float(energy_outside(features, placed)) for features, placed in pairs]
 
 

@@ -30,7 +30,7 @@ class Signal(Enum):
 
 # The fields with one entry per token.
 PER_TOKEN = (
-    *("features", "locked", "cls_attention", "received_attention", "clip_relevance"),
+    *("features", "cls_attention", "received_attention", "clip_relevance"),
     *("patches", "keys", "joint_attention"),
 )
 TENSORS = (*PER_TOKEN, "question", "asked")
@@ -47,7 +47,6 @@ class VisualTokens:
         features: ``[N, D]`` after the projector, in prompt order.
         grids: ``(height, width)`` in tokens of each tile or frame; the tokens that are not locked are these
             grids one after the other, each in raster order.
-        locked: ``[N]`` bool, rows that are never dropped (newlines, separators, a CLS row); None for none.
         family: ``config.model_type`` of the model; papers tie some defaults to it.
         cls_attention: ``[N]`` attention of the vision tower's CLS query, mean over heads, or None.
         received_attention: ``[N]`` attention that the vision tower's patches pay to each, mean over heads and
@@ -66,7 +65,6 @@ class VisualTokens:
 
     features: Tensor
     grids: tuple[tuple[int, int], ...]
-    locked: Tensor = None  # type: ignore[assignment] # until no caller hands them over
     family: str = ""
     cls_attention: Tensor | None = None
     received_attention: Tensor | None = None
@@ -116,27 +114,3 @@ class VisualTokens:
                 parts |= {"question": parts["question"][words], "asked": None}
             images.append(replace(self, **parts))
         return images
-
-    def unlocked(self) -> "VisualTokens":
-        """The same image without its locked rows: what a method ranks."""
-        if self.locked is None or not bool(self.locked.any()):
-            return self
-        return self._rows(~self.locked)
-
-    def frames(self) -> "list[VisualTokens]":
-        """Each grid by itself, of tokens that have no locked rows."""
-        parts, start = [], 0
-        for height, width in self.grids:
-            stop = start + height * width
-            parts.append(replace(self._rows(slice(start, stop)), grids=((height, width),)))
-            start = stop
-        return parts
-
-    def _rows(self, chosen: Tensor | slice) -> "VisualTokens":
-        axis = self.features.dim() - 2
-        per_token = {
-            name: value[(slice(None),) * axis + (chosen,)]
-            for name in PER_TOKEN
-            if (value := getattr(self, name)) is not None and value.shape[axis]
-        }
-        return replace(self, **per_token)

@@ -101,7 +101,9 @@ def _check_leave_out(model: "PreTrainedModel", family: Family, inputs: Mapping[s
     if isinstance(inputs.get("logits_to_keep"), Tensor):
         raise InvalidInputs("logits_to_keep as indices: allowed is a count, columns move when tokens are dropped")
     for kind in family.kinds:
-        for name in names.encoder_arguments(model, kind):  # such as vision_feature_layer: signals follow the config
+        for name in names.encoder_arguments(
+            model, kind
+        ):  # such as vision_feature_layer: signals follow the config
             given, set_in_config = inputs.get(name), getattr(model.config, name, None)
             if given is not None and set_in_config is not None and given != set_in_config:
                 raise InvalidInputs(f"{name}={given!r}: allowed is the config's {set_in_config!r}; set it there")

@@ -200,7 +200,9 @@ def tokens_of(
     """The units' tokens ``[G, N, D]``, with the signals that the method needs and no others."""
     n, free = units[0].n, _free_rows(images)
     signals = {
-        signal.value: _rows(values, units, n, None) for signal, values in encoded.signals.items() if signal in method.needs
+        signal.value: _rows(values, units, n, None)
+        for signal, values in encoded.signals.items()
+        if signal in method.needs
     }
     needs_patches = {Signal.PATCHES, Signal.CLIP_RELEVANCE} & method.needs and encoded.patches is not None
     patches = _rows(encoded.patches, units, n, free) if needs_patches and encoded.patches is not None else None
@@ -258,4 +260,3 @@ def _with_last(order: Tensor, n: int) -> Tensor:
     """``order [G, k]``, whose last choice gives way to token ``n - 1`` where that is not chosen."""
     held = (order == n - 1).any(dim=1, keepdim=True)
     return torch.cat([order[:, :-1], torch.where(held, order[:, -1:], n - 1)], dim=1)
-

@@ -97,9 +97,7 @@ def _last_columns(attended: Tensor) -> list[int]:
     return last
 
 
-def _check_marks(
-    prompt: Prompt, model: "PreTrainedModel", kind: str, marks: Tensor, sizes: Sequence[int]
-) -> None:
+def _check_marks(prompt: Prompt, model: "PreTrainedModel", kind: str, marks: Tensor, sizes: Sequence[int]) -> None:
     """Refuse placeholders that do not match: in row-major order they are the images' tokens, one by one."""
     rows = marks[:, 0]
     fits = len(marks) == sum(sizes) and all(sizes)

@@ -86,7 +86,7 @@ class Plan:
 
     @cached_property
     def template(self) -> Tensor:
-        """``[B, L']``: source columns of the prompt, with the first tokens of each image in the places of kept ones.
+        """``[B, L']``: source columns, with the first tokens of each image in the places of kept ones.
 
         Padding added in front is taken from padding that the row has, else from its first column of text.
         """
@@ -141,7 +141,7 @@ class Plan:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """``[B, L']`` bool, attended columns; None where they depend on which tokens stay (padding within an image)."""
+        """``[B, L']`` bool, attended columns; None where padding lies within an image: they hang on the choice."""
         for image in self.images:
             if not bool(self.prompt.attended[image.row, image.columns[0] : image.columns[-1] + 1].all()):
                 return None

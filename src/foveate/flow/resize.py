@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from foveate.families import AS_IT_IS, Family
 from foveate.flow.encode import entries_of, refuse_non_finite, run_encoder
 from foveate.flow.images import Image
 from foveate.flow.prompt import Prompt
-from foveate.families import AS_IT_IS, Family
 from foveate.hf import names
 
 if TYPE_CHECKING:

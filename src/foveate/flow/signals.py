@@ -15,7 +15,7 @@ from foveate.methods.base import Method
 from foveate.text.clip import clip_for, text_embedding
 from foveate.text.nouns import noun_ids
 from foveate.text.question import given, questions
-from foveate.text.tokenizer import tokenizer_for
+from foveate.text.tokenizer import template_of, tokenizer_for
 from foveate.tokens import Signal
 
 if TYPE_CHECKING:
@@ -44,12 +44,14 @@ class Source:
         method: the same with its ``auto`` options decided.
         tokenizer: None where the method asks for no text, or none is to be had.
         clip: likewise, where it asks for no CLIP relevance.
+        template: the chat template of the prompts; None for the tokenizer's.
     """
 
     asked: Method
     method: Method
     tokenizer: "PreTrainedTokenizerBase | None"
     clip: "CLIPModel | None"
+    template: str | None = None
 
     @classmethod
     def find(
@@ -86,7 +88,7 @@ class Source:
         for signal in Signal:
             if signal in settled.needs and not has[signal]:
                 raise MissingSignal(f"{type(method).__name__} needs {HINTS[signal]}")
-        return cls(method, settled, tokenizer, pair)
+        return cls(method, settled, tokenizer, pair, template_of(processor))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +136,7 @@ class Text:
         asked = given(question, len(prompt.ids))
         if asked is None:
             rows = [ids[attended].tolist() for ids, attended in zip(prompt.ids, prompt.attended, strict=True)]
-            asked = questions(tokenizer, rows, placeholder_ids(model, family))
+            asked = questions(tokenizer, rows, placeholder_ids(model, family), sources[0].template)
         distinct = list(dict.fromkeys(asked))
         which = [distinct.index(text) for text in asked]
         nouns, real, tagger = None, None, None
@@ -154,7 +156,7 @@ def _nouns(
     found = [noun_ids(tokenizer, text) for text in texts]
     longest = max(len(ids) for ids, _ in found)
     padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids, _ in found], dtype=torch.long)
-    real = torch.tensor([[True] * len(ids) + [False] * (longest - len(ids)) for ids, _ in found], dtype=torch.bool)
+    real = torch.arange(longest) < torch.tensor([len(ids) for ids, _ in found])[:, None]
     with torch.no_grad():
         rows: Tensor = model.get_input_embeddings()(padded.to(device))
     known = None if bool(real.all()) else real.to(device)

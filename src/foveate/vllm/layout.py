@@ -42,7 +42,7 @@ def layout_of(config: Any, fields: Mapping[str, Tensor]) -> Layout:
         if fields.get(name) is not None
     }
     model = cast(Any, Described(config))
-    return FAMILIES[config.model_type].layout(model, prompt, IMAGE, 0, _square(config))
+    return FAMILIES[config.model_type].layouts(model, prompt, IMAGE, [_square(config)])[0]
 
 
 def _square(config: Any) -> int:

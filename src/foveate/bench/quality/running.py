@@ -15,12 +15,12 @@ from foveate.bench.quality.items import Item
 from foveate.bench.quality.store import Batch, Store
 from foveate.errors import InvalidBudget
 from foveate.families import family_of
+from foveate.flow.signals import Source
 from foveate.hf import names
 from foveate.methods import UniformGrid
 from foveate.methods.merging import Merging, Resizing
 from foveate.prune import Prepared, prepare
 from foveate.pruned import Pruned
-from foveate.signals import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

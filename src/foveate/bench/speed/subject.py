@@ -15,9 +15,9 @@ from foveate.bench.machine import fingerprint
 from foveate.bench.speed.presets import build, preset_of
 from foveate.bench.speed.prompts import written
 from foveate.bench.speed.stand_in import QUESTION, stand_in
-from foveate.encode import placeholders
 from foveate.errors import InvalidOption, first_line
 from foveate.families import family_of
+from foveate.flow.prompt import placeholders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from foveate.errors import InvalidFeatures
 from foveate.families.layout import Layout
 from foveate.methods import Method, UniformGrid
-from foveate.place import Ranking, order_of
 from foveate.tokens import Signal, VisualTokens
 from foveate.vllm.batches import batches
 from foveate.vllm.choice import FIELD, KEY, Choice, servable
@@ -125,14 +124,18 @@ class PruningModel:
         question = None
         if Signal.QUESTION in method.needs:  # on all ranks: an embedding that is spread over them communicates
             question = self.words(torch.tensor(choice.nouns, dtype=torch.long, device=rows.device))
-        tokens = VisualTokens(
-            rows[:, : self.hidden()],
-            layout.grids,
-            layout.locked.to(rows.device),
-            self.config.model_type,
-            question=question,
-        )
-        kept = chosen_by_first(lambda: _order(tokens, method, k, choice.hold), k, rows.device).sort().values
+        locked = layout.locked.nonzero().flatten().to(rows.device)
+        free = (~layout.locked).nonzero().flatten().to(rows.device)
+        features = rows[:, : self.hidden()]
+        tokens = VisualTokens(features[free], layout.grids, family=self.config.model_type, question=question)
+
+        def order() -> Tensor:
+            ranked = free[_order(tokens, method, k - len(locked))] if k > len(locked) else free[:0]
+            return (
+                _with_last(torch.cat([locked, ranked]), len(rows)) if choice.hold else torch.cat([locked, ranked])
+            )
+
+        kept = chosen_by_first(order, k, rows.device).sort().values
         return with_offsets(rows[kept], self.offsets_of(layout).to(rows.device)[kept])
 
     def words(self, ids: Tensor) -> Tensor:
@@ -147,15 +150,23 @@ class PruningModel:
         return embedded
 
 
-def _order(tokens: VisualTokens, method: Method, k: int, hold: bool) -> Tensor:
-    """`order_of`; spread evenly where the method refuses the features, which is too late to refuse the request."""
+def _order(tokens: VisualTokens, method: Method, k: int) -> Tensor:
+    """`Method.rank`; spread evenly where the method refuses the features, too late to refuse the request."""
+    if k == len(tokens.features):
+        return torch.arange(k, device=tokens.features.device)
     try:
         if not bool(torch.isfinite(tokens.features).all()):
             raise InvalidFeatures("the vision encoder gave NaN or infinite values")
-        return order_of(0, tokens, Ranking(method), k, hold)
+        return method.rank(tokens, k)
     except InvalidFeatures as error:
         logger.error("foveate keeps an even grid of an image, in the place of %s: %s", method, error)
-        return order_of(0, tokens, Ranking(UniformGrid()), k, hold)
+        return UniformGrid().rank(tokens, k)
+
+
+def _with_last(order: Tensor, n: int) -> Tensor:
+    """``order [k]``, whose last choice gives way to token ``n - 1`` where that is not chosen."""
+    held = (order == n - 1).any()
+    return torch.cat([order[:-1], torch.where(held, order[-1:], n - 1)])
 
 
 def _of_image(fields: Mapping[str, Sequence[Any] | Tensor], index: int) -> dict[str, Any]:
