@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ class Unit:
     holds_last: bool
 
 
+Group = Sequence[Unit]  # of equal n, k and grids, ranked together
+
+
 @dataclass(eq=False)
 class Ranking:
     """The orders that one method gave, so that none is ranked twice.
@@ -53,28 +57,35 @@ class Ranking:
     model_type: str
     _orders: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
-    def of(self, units: Sequence[Unit], encoded: Encoded, images: Sequence[Image], text: Text | None) -> Tensor:
-        """`Method.rank` of a group of units of equal n, k and grids: ``[G, k]``."""
-        key, k = tuple(unit.start for unit in units), units[0].k
-        known = self._orders.get(key)
-        if known is not None and (known.shape[1] == k or (self.method.nested and known.shape[1] > k)):
-            return known[:, :k]
-        with torch.no_grad():
-            order = self.method.rank(tokens_of(units, encoded, images, text, self.method, self.model_type), k)
-        self._check(order, units)
-        self._orders[key] = order
-        return order
+    def of(
+        self, groups: Sequence[Group], encoded: Encoded, images: Sequence[Image], text: Text | None
+    ) -> list[Tensor]:
+        """`Method.rank` of each group: ``[G, k]``."""
+        new = [group for group in groups if self._known(group) is None]
+        tokens = tokens_of(new, encoded, images, text, self.method, self.model_type) if new else []
+        for group, together in zip(new, tokens, strict=True):
+            with torch.no_grad():
+                order = self.method.rank(together, group[0].k)
+            self._check(order, group)
+            self._orders[tuple(unit.start for unit in group)] = order
+        return [cast(Tensor, self._known(group)) for group in groups]
 
-    def _check(self, order: Tensor, units: Sequence[Unit]) -> None:
+    def _known(self, group: Group) -> Tensor | None:
+        order, k = self._orders.get(tuple(unit.start for unit in group)), group[0].k
+        if order is None or (order.shape[1] < k and not isinstance(self.method, Resizing)):
+            return None
+        return order[:, :k] if order.shape[1] <= k or self.method.nested else None
+
+    def _check(self, order: Tensor, group: Group) -> None:
         """Refuse what a method of one's own may give by mistake."""
-        n, k, resizes = units[0].n, units[0].k, isinstance(self.method, Resizing)
+        n, k, resizes = group[0].n, group[0].k, isinstance(self.method, Resizing)
         fits = isinstance(order, Tensor) and order.dtype == torch.long and order.dim() == 2
-        fits = fits and len(order) == len(units) and (order.shape[1] == k or (resizes and 0 < order.shape[1] < k))
+        fits = fits and len(order) == len(group) and (order.shape[1] == k or (resizes and 0 < order.shape[1] < k))
+        given = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
         error = InvalidOption(
-            f"{type(self.method).__name__}.rank gave "
-            f"{f'{order.dtype} {list(order.shape)}' if isinstance(order, Tensor) else type(order).__name__} "
-            f"for k={k} of {n} tokens of {len(units)} images: allowed are [G, k] distinct int64 indices from 0 to "
-            f"{n - 1}; a method that thinks of one image derives from foveate.EachImage"
+            f"{type(self.method).__name__}.rank gave {given} for k={k} of {n} tokens of {len(group)} images: allowed "
+            f"are [G, k] distinct int64 indices from 0 to {n - 1}; a method that thinks of one image derives from "
+            "foveate.EachImage"
         )
         if not fits:
             raise error
@@ -126,8 +137,8 @@ def choose(plan: Plan, encoded: Encoded, text: Text | None, ranking: Ranking) ->
     pieces: list[Tensor] = []
     places: dict[Unit, range] = {}
     size = 0
-    for group in groups_of(units_of(plan)):
-        order = ranking.of(group, encoded, plan.images, text)
+    groups = groups_of(units_of(plan))
+    for group, order in zip(groups, ranking.of(groups, encoded, plan.images, text), strict=True):
         order = _with_last(order, group[0].n) if group[0].holds_last else order
         pieces.append(_among_all(order, group, free).flatten())
         for unit in group:
@@ -151,7 +162,7 @@ def _fixed(image: Image, count: int) -> Tensor:
     return image.start + (torch.arange(image.n) if count == image.n else image.locked.nonzero().flatten())
 
 
-def _among_all(order: Tensor, units: Sequence[Unit], free: Tensor | None) -> Tensor:
+def _among_all(order: Tensor, units: Group, free: Tensor | None) -> Tensor:
     """``order [G, k]`` of the units, as numbers among the tokens of all images."""
     starts = torch.tensor([unit.start for unit in units])[:, None]
     if free is not None:
@@ -181,51 +192,56 @@ def units_of(plan: Plan) -> list[Unit]:
     return found
 
 
-def groups_of(units: Sequence[Unit]) -> list[list[Unit]]:
+def groups_of(units: Sequence[Unit]) -> list[Group]:
     """Units that can be ranked together."""
-    groups: dict[tuple[int, int, tuple[Grid, ...], bool], list[Unit]] = {}
+    groups: dict[object, list[Unit]] = {}
     for unit in units:
         groups.setdefault((unit.n, unit.k, unit.grids, unit.holds_last), []).append(unit)
     return list(groups.values())
 
 
 def tokens_of(
-    units: Sequence[Unit],
+    groups: Sequence[Group],
     encoded: Encoded,
     images: Sequence[Image],
     text: Text | None,
     method: Method,
     model_type: str,
-) -> VisualTokens:
-    """The units' tokens ``[G, N, D]``, with the signals that the method needs and no others."""
-    n, free = units[0].n, _free_rows(images)
+) -> list[VisualTokens]:
+    """Each group's tokens ``[G, N, D]``, with the signals that the method needs and no others."""
+    free = _free_rows(images)
+    needs_patches = {Signal.PATCHES, Signal.CLIP_RELEVANCE} & method.needs
+    patches = _by_group(encoded.patches, groups, free) if needs_patches and encoded.patches is not None else None
     signals = {
-        signal.value: _rows(values, units, n, None)
+        signal.value: _by_group(values, groups, None)
         for signal, values in encoded.signals.items()
         if signal in method.needs
     }
-    needs_patches = {Signal.PATCHES, Signal.CLIP_RELEVANCE} & method.needs and encoded.patches is not None
-    patches = _rows(encoded.patches, units, n, free) if needs_patches and encoded.patches is not None else None
-    if Signal.PATCHES in method.needs:
-        signals["patches"] = patches
-    if text is not None:
-        signals |= _text_signals(units, images, text, method, patches, encoded.features.device)
-    return VisualTokens(_rows(encoded.features, units, n, free), units[0].grids, family=model_type, **signals)
+    if patches is not None and Signal.PATCHES in method.needs:
+        signals[Signal.PATCHES.value] = patches
+    found = []
+    for number, features in enumerate(_by_group(encoded.features, groups, free)):
+        group, given = groups[number], {name: values[number] for name, values in signals.items()}
+        if text is not None:
+            own = None if patches is None else patches[number]
+            given |= _text_signals(group, images, text, method, own, features.device)
+        found.append(VisualTokens(features, group[0].grids, family=model_type, **given))
+    return found
 
 
 def _text_signals(
-    units: Sequence[Unit],
+    units: Group,
     images: Sequence[Image],
     text: Text,
     method: Method,
     patches: Tensor | None,
     device: torch.device,
-) -> dict[str, Tensor | None]:
+) -> dict[str, Tensor]:
     which = [text.which[images[unit.image].row] for unit in units]
-    found: dict[str, Tensor | None] = {}
+    found: dict[str, Tensor] = {}
     if Signal.QUESTION in method.needs and text.nouns is not None:
         found["question"] = _of_units(text.nouns, which)
-        found["asked"] = None if text.real is None else _of_units(text.real, which)
+        found |= {} if text.real is None else {"asked": _of_units(text.real, which)}
     if Signal.CLIP_RELEVANCE in method.needs and text.clip is not None and patches is not None:
         assert text.directions is not None
         found["clip_relevance"] = clip_relevance(text.clip, patches, _of_units(text.directions, which)).to(device)
@@ -246,14 +262,16 @@ def _free_rows(images: Sequence[Image]) -> Tensor | None:
     return torch.cat([image.start + image.free for image in images])
 
 
-def _rows(values: Tensor, units: Sequence[Unit], n: int, free: Tensor | None) -> Tensor:
-    """``[G, N, ...]`` of the units; a view where they follow one another."""
-    starts = torch.tensor([unit.start for unit in units])
-    if free is None and bool((starts.diff() == n).all()):
-        first = units[0].start
-        return values[first : first + n * len(units)].unflatten(0, (len(units), n))
-    places = starts[:, None] + torch.arange(n)
-    return values[(places if free is None else free[places]).to(values.device)]
+def _by_group(values: Tensor, groups: Sequence[Group], free: Tensor | None) -> list[Tensor]:
+    """``[G, N, ...]`` of each group: views of one copy, or of ``values`` where the units lie in that order."""
+    places = torch.cat([unit.start + torch.arange(unit.n) for group in groups for unit in group])
+    places = places if free is None else free[places]
+    if torch.equal(places, torch.arange(len(places)) + places[0]):
+        rows = values[int(places[0]) : int(places[0]) + len(places)]
+    else:
+        rows = values[places.to(values.device)]
+    parts = torch.split(rows, [len(group) * group[0].n for group in groups])
+    return [part.view(len(group), group[0].n, *rows.shape[1:]) for part, group in zip(parts, groups, strict=True)]
 
 
 def _with_last(order: Tensor, n: int) -> Tensor:

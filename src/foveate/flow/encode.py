@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,7 +139,18 @@ def flattened(features: Any) -> Tensor:
     if isinstance(features, Tensor):
         return features.reshape(-1, features.shape[-1])
     entries = entries_of(features)
-    return entries[0] if len(entries) == 1 else torch.cat(entries)
+    first, width = entries[0], entries[0].shape[1]
+    ends = accumulate((entry.numel() for entry in entries), initial=first.storage_offset())
+    apart = first.requires_grad or any(
+        entry.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        or entry.storage_offset() != end
+        or not entry.is_contiguous()
+        for entry, end in zip(entries, ends, strict=False)
+    )
+    if apart:
+        return torch.cat(entries)
+    # Families split one tensor: it is taken up again without a copy.
+    return first.as_strided((sum(map(len, entries)), width), (width, 1))
 
 
 def _encode_kind(

@@ -109,16 +109,14 @@ def _told(model: "PreTrainedModel", family: Family) -> list[str]:
 
 
 def _copied(given: dict[str, Any]) -> dict[str, Any]:
-    """Copies on the host, integers of one device in a single transfer; lists become tensors."""
+    """Copies on the host, all integers of one device in a single transfer; lists become tensors."""
     host = {name: value if isinstance(value, Tensor) else _tensor(name, value) for name, value in given.items()}
-    places = {value.device for name, value in host.items() if isinstance(given[name], Tensor)}
-    for place in places:
-        whole = [name for name, value in host.items() if value.device == place and not value.is_floating_point()]
-        sent = torch.cat([host[name].flatten() for name in whole]).to("cpu", copy=True) if whole else None
-        sizes = [host[name].numel() for name in whole]
-        for name, part in zip(whole, () if sent is None else sent.split(sizes), strict=True):
-            host[name] = part.view(host[name].shape)
-    return {name: value.to("cpu") for name, value in host.items()}
+    for place in {(value.device, value.is_floating_point()) for value in host.values()}:
+        sent = {name: value for name, value in host.items() if (value.device, value.is_floating_point()) == place}
+        flat = torch.from_numpy(torch.cat([value.detach().flatten() for value in sent.values()]).cpu().numpy())
+        parts = torch.split(flat, [value.numel() for value in sent.values()])
+        host |= {name: part.view(value.shape) for (name, value), part in zip(sent.items(), parts, strict=True)}
+    return host
 
 
 def _tensor(name: str, value: Any) -> Tensor:

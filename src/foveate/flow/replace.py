@@ -60,8 +60,8 @@ def _merged(
             continue
         parts.append(encoded.features[order[: int(image.locked.sum())]])
         for unit in own:
-            tokens = tokens_of([unit], encoded, plan.images, text, method, model.config.model_type).each()[0]
-            parts.append(_projected(model, family, method, _checked(method, tokens, unit)))
+            (tokens,) = tokens_of([[unit]], encoded, plan.images, text, method, model.config.model_type)
+            parts.append(_projected(model, family, method, _checked(method, tokens.each()[0], unit)))
     return torch.cat(parts)
 
 

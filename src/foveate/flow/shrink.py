@@ -195,7 +195,7 @@ def _positions(
         ids = ids if axes is None else ids.expand(len(axes) + 1, *ids.shape)
         return ids, torch.zeros(len(mask), 1, dtype=torch.long).to(device)
     full = plan.full_positions if axes is None else axes
-    cut = full.to(device).flatten(0, -3).gather(-1, source.expand(full.shape[:-2] + source.shape))
+    cut = full.to(device).gather(-1, source.expand(full.shape[:-2] + source.shape))
     if axes is None:
         return cut, _deltas(plan, full[None], cut[None], mask)
     # The first axis tells transformers where sequences begin; without gaps, there is one per row.
