@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from foveate.errors import InvalidInputs
 from foveate.text.flat import MARK, SKIPPED, Alphabet, alphabet_of, flat
 from foveate.text.formats import user_turns
+from foveate.text.tokenizer import template_of
 from foveate.text.turns import turns_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _turns(
 ) -> tuple[str, list[tuple[int, int]]]:
     """A prompt as a flat text, and the places of the user's turns in it."""
     prompt = flat(tokenizer, row, skip)
-    template = template or _own_template(tokenizer)
+    template = template or template_of(tokenizer)
     written = turns_of(tokenizer, template) if template else None
     if written is None:
         return prompt, _known_turns(prompt, alphabet_of(tokenizer))
@@ -114,8 +115,3 @@ def _known_turns(prompt: str, alphabet: Alphabet) -> list[tuple[int, int]]:
 
 def _said(tokenizer: "PreTrainedTokenizerBase", prompt: str, turn: tuple[int, int]) -> str:
     return alphabet_of(tokenizer).plain(WRITTEN.sub(" ", prompt[slice(*turn)]))
-
-
-def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    template = getattr(tokenizer, "chat_template", None)
-    return template.get("default") if isinstance(template, dict) else template
