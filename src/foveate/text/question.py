@@ -15,9 +15,11 @@ from foveate.text.turns import turns_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What processors write before images and frames, in plain text: Qwen3-VL's times, Gemma 3's pan-and-scan.
+# What is written before images and frames in plain text: Qwen3-VL's times, Qwen2-VL's numbers, Gemma 3's words on
+# crops.
 WRITTEN = re.compile(
-    r"(?:<\d+\.\d seconds>|Here is the original image|and here are some crops to help you see better)"
+    r"(?:<\d+\.\d seconds>|(?:Picture|Video) \d+:"
+    r"|Here is the original image|and here are some crops to help you see better)"
     rf"(?=\s*{MARK})"
 )
 
@@ -26,16 +28,22 @@ def given(question: str | Sequence[str] | None, batch: int) -> list[str] | None:
     """The questions that the caller gives, one per row; None if they are to be found in the prompt.
 
     Raises:
-        InvalidInputs: neither a text nor a list of one text per row.
+        InvalidInputs: neither a text nor a list of one text per row, or text that is not Unicode.
     """
     if question is None:
         return None
-    if isinstance(question, str):
-        return [question] * batch
-    several = isinstance(question, (list, tuple)) and len(question) == batch
-    if not several or not all(isinstance(text, str) for text in question):
+    asked = [question] * batch if isinstance(question, str) else question
+    several = isinstance(asked, (list, tuple)) and len(asked) == batch
+    if not several or not all(isinstance(text, str) for text in asked):
         raise InvalidInputs(f"question={question!r}: allowed is a text, or one per row ({batch})")
-    return list(question)
+    if broken := next((text for text in asked if not is_unicode(text)), None):
+        raise InvalidInputs(f"question={broken!r}: allowed is text without lone surrogates")
+    return list(asked)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a tokenizer can read the text: half of a pair of surrogates is no character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def questions(
