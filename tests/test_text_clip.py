@@ -9,8 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPConfig, CLIPModel
 
 from foveate import mini
-from foveate.text.clip import clip_relevance, text_embedding
-from foveate.text.tokenizer import tokenizer_at
+from foveate.text import tokenizer as module
+from foveate.text.clip import clip_for, clip_relevance, text_embedding
+from foveate.text.tokenizer import template_of, tokenizer_at, tokenizer_for
+from test_text_nouns import state
 
 QUESTIONS = ("Is there a red circle?", "How many stars? " * 40, "Where?")
 
@@ -115,3 +117,21 @@ def test_a_model_that_is_gone_is_forgotten(clip):
     del other
     gc.collect()
     assert tie() is None
+
+
+def test_the_text_tower_leaves_no_trace(bundled, patches):
+    model, _ = bundled
+    before = state()
+    pair = clip_for(model, None)
+    clip_relevance(pair, patches, text_embedding(pair, "trace"))
+    assert state() == before
+
+
+def test_what_depends_on_the_model_alone_is_looked_for_once(bundled, monkeypatch):
+    model, processor = bundled
+    assert clip_for(model, None) is clip_for(model, None)
+    assert tokenizer_for(model, None) is tokenizer_for(model, None)
+    assert tokenizer_for(model, processor) is processor.tokenizer
+    assert "USER: " in template_of(processor) == template_of(tokenizer_for(model, None))
+    monkeypatch.setattr(module, "tokenizer_at", lambda path: pytest.fail("looked for again"))
+    assert tokenizer_for(model, None) is not None

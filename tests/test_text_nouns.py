@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -115,8 +117,6 @@ def test_what_is_remembered_is_bounded_and_lives_no_longer_than_its_owner():
     for key in (1, 2, 1, 3, 1, 2):
         assert square(owner, key) == key**2
     assert calls == [1, 2, 3, 2]  # 2 was asked for longest ago when 3 came
-    import weakref
-
     result, tie = weakref.ref(square(owner, 2)), weakref.ref(owner)
     del owner
     gc.collect()
@@ -275,7 +275,7 @@ def test_a_tagger_is_loaded_without_a_trace(monkeypatch):
 def test_the_text_room_leaves_no_trace_in_a_new_process():
     """Nothing is imported yet there, so that all imports are seen."""
     script = """
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path.insert(0, sys.argv[1])
 import tokenizers, transformers, foveate, templates, test_text_nouns as own
 from foveate.text import clip, question, tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -290,7 +290,9 @@ for tokenizer in made.values():
 after = own.state()
 print([name for name in before if before[name] != after[name]])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True, check=False
+    )
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
