@@ -1,9 +1,9 @@
 """Chat templates in the public formats of many models, and tokenizers that hold their special tokens.
 
-They are written from the formats: what stands before and after a turn of each role. ``TOOLS`` have a tool's turn.
+They are written from the formats: what stands before and after a turn of each role. ``CHATS`` has them by name.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -82,7 +82,6 @@ class Chat:
     tool: bool = True
     apart: bool = True
     bos: str = "<s>"
-    images: tuple[str, ...] = field(default=("<image>",))
 
     def tokenizer(self):
         """Bytes, and the format's tokens."""
@@ -90,7 +89,7 @@ class Chat:
         tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        special = dict.fromkeys([self.bos, *self.images, "</s>", *self.special])
+        special = dict.fromkeys([self.bos, "<image>", "</s>", *self.special])
         tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in self.added])
         return PreTrainedTokenizerFast(

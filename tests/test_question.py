@@ -83,6 +83,12 @@ def test_questions_given_by_the_caller_are_one_text_or_one_per_row(asked_for):
         given(asked_for, 2)
 
 
+@pytest.mark.parametrize("question", ["a \ud800", ["fine", "\udfff"]])
+def test_half_a_character_is_refused(question):
+    with pytest.raises(InvalidInputs, match="lone surrogates"):
+        given(question, 2)
+
+
 def test_questions_given_by_the_caller_rule():
     assert given(None, 2) is None
     assert given("a", 2) == ["a", "a"]

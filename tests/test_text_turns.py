@@ -2,7 +2,9 @@
 
 from functools import cache
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from foveate.text.question import question_at, questions
 from templates import CHATS
@@ -94,6 +96,15 @@ def test_users_type_role_words(name, text, first):
     assert found(name, *before, said("user", text, int(first))) == " ".join(text.split())
 
 
+def test_without_the_template_role_words_cut():
+    """The control: known marks in the text are all that is left then, and users may type them."""
+    tokenizer = CHATS["llava"].tokenizer()
+    ids, skip = ids_of("llava", said("user", "Where does ASSISTANT: stand?", 1))
+    assert questions(tokenizer, [ids], skip) == ["Where does ASSISTANT: stand?"]
+    tokenizer.chat_template = None
+    assert questions(tokenizer, [ids], skip) == ["Where does"]
+
+
 @pytest.mark.parametrize("name", CHATS)
 def test_the_question_of_an_image_is_its_own_turns_and_stays_so(name):
     talk = [said("user", QUESTION, 2), said("assistant", "Blue."), said("user", "And this?", 1)]
@@ -104,3 +115,65 @@ def test_the_question_of_an_image_is_its_own_turns_and_stays_so(name):
     ids, skip = ids_of(name, *silent)
     assert question_at(tokenizer_of(name), ids, skip, 2) == [QUESTION, QUESTION]
     assert question_at(tokenizer_of(name), [], skip, 1) == [""]
+
+
+WRITTEN = {
+    "Picture 1: <image>Picture 2: <image>{}": "vision ids",
+    "<0.5 seconds><image><12.0 seconds><image>{}": "times of frames",
+    "Here is the original image <image> and here are some crops to help you see better <image> <image>{}": "crops",
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=WRITTEN.values())
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "gemma3", "llava"])
+def test_what_is_written_beside_images_is_not_the_users_but_the_same_typed_is(name, written):
+    assert found(name, said("user", written.format(QUESTION))) == QUESTION
+    typed = written.replace("<image>", "").format("?")
+    assert found(name, said("user", typed)) == " ".join(typed.split())
+
+
+def test_a_template_is_rendered_once_per_tokenizer(monkeypatch):
+    tokenizer = CHATS["qwen3_vl"].tokenizer()
+    rendered = []
+    stock = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **b: rendered.append(1) or stock(*a, **b))
+    ids = tokenizer("<|im_start|>user\nWhere?<|im_end|>\n")["input_ids"]
+    assert questions(tokenizer, [ids] * 3, set()) == ["Where?"] * 3
+    first = len(rendered)
+    assert questions(tokenizer, [ids], set()) == ["Where?"]
+    assert first == len(rendered) > 0
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{% broken", "{{ messages[9].content }}", "x"]
+)
+def test_where_a_template_cannot_be_read_known_marks_are(template):
+    tokenizer = CHATS["chatml"].tokenizer()
+    ids = tokenizer("<|im_start|>system\nDo.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n")["input_ids"]
+    assert questions(tokenizer, [ids], set(), template) == ["Where?"]
+
+
+def test_the_template_that_is_given_rules():
+    tokenizer = CHATS["chatml"].tokenizer()
+    ids = tokenizer("USER: Where? ASSISTANT:")["input_ids"]
+    assert questions(tokenizer, [ids], set()) == ["USER: Where? ASSISTANT:"]  # no turn of ChatML's: one question
+    assert questions(tokenizer, [ids], set(), CHATS["llava"].template) == ["Where?"]
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_prompt_without_turns_is_the_question(name):
+    tokenizer = tokenizer_of(name)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    ids = [image, *tokenizer("\nIs this\n the car of User?", add_special_tokens=False)["input_ids"]]
+    assert questions(tokenizer, [ids, [], [image]], {image}) == ["Is this the car of User?", "", ""]
+
+
+@pytest.mark.parametrize("name", [name for name in CHATS if CHATS[name].apart])
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(text=st.text(alphabet=st.characters(exclude_categories=["Cs", "Co"]), max_size=40))
+def test_users_may_type_anything(name, text):
+    chat = CHATS[name]
+    tokens = (*chat.special, *chat.added, "<image>", "<s>", "</s>", chat.bos)
+    hypothesis.assume(not any(token in text for token in tokens))
+    talk = [said("user", QUESTION, 1), said("assistant", text), said("user", f"a{text}b")]
+    assert found(name, *talk) == " ".join(f"a{text}b".split())

@@ -49,6 +49,8 @@ def configured(folders, name, options, **engine):
         ({"keep_total": 64}, "keep_total"),
         ({"method": 3}, "method=3"),
         ({"query": 3}, "query=3"),
+        ({"query": "\ud800"}, "lone surrogates"),
+        ({"query": "a" * 8193}, "query of 8193 characters: allowed are 8192"),
         ("spare", "allowed is an object"),
     ],
 )

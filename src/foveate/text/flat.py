@@ -80,4 +80,4 @@ def flat(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], skip: Collect
 
 def flat_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     """`flat` of a text: as a prompt that holds it would be read."""
-    return flat(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    return flat(tokenizer, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

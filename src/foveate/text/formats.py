@@ -16,11 +16,13 @@ class Format:
         user: what a user's turn begins with.
         end: what ends it.
         other: what marks a turn that is not the user's though it begins so, such as a tool's.
+        within: a text without which the prompt is of another format.
     """
 
     user: str
     end: str
     other: str = r"(?!)"
+    within: str = ""
 
 
 RESPONSE = r"\s*<tool_response>"
@@ -37,8 +39,8 @@ FORMATS = (
     Format(r"<[|｜]User[|｜]>:?", r"<[|｜]Assistant[|｜]>"),  # DeepSeek
     Format(r"<\|user\|>", r"<\|end\|>|<\|assistant\|>|<\|observation\|>", RESPONSE),  # Phi, GLM, Granite Vision
     Format(r"<用户>", r"<AI>"),  # MiniCPM
-    Format(r"\[INST\](?:\s*<<SYS>>(?s:.*?)<</SYS>>)?", r"\[/INST\]"),  # Llama 2, Mistral
-    Format(r"(?:^|\n|>)[ \t]*User:(?=(?s:.*)<end_of_utterance>)", r"<end_of_utterance>"),  # Idefics, SmolVLM
+    Format(r"\[INST\](?:\s*<<SYS>>(?s:(?!\[/INST\]).)*?<</SYS>>)?", r"\[/INST\]"),  # Llama 2, Mistral
+    Format(r"(?:^|\n|>)[ \t]*User:", r"<end_of_utterance>", within="<end_of_utterance>"),  # Idefics, SmolVLM
     Format(r"#{2,3}[ \t]*Instruction:", r"#{2,3}[ \t]*Response:"),  # Alpaca
     Format(r"\bUSER:", r"\bASSISTANT:"),  # Vicuna, LLaVA
     Format(r"(?:^|\n|>|#{2,3})[ \t]*(?:Human|User):", r"(?:^|\n|#{2,3})[ \t]*Assistant:|\bAssistant:\s*$"),
@@ -48,14 +50,16 @@ FORMATS = (
 def user_turns(prompt: str) -> list[tuple[int, int]]:
     """The ``(start, end)`` of the contents of the user's turns; a prompt without marks of turns is one turn."""
     for known in FORMATS:
+        if known.within not in prompt:
+            continue
+        user, ends, other = map(re.compile, (known.user, known.end, known.other))
         turns = []
-        start = re.search(known.user, prompt)
+        start = user.search(prompt)
         while start:
-            end = re.compile(known.end).search(prompt, start.end())
-            stop = end.start() if end else len(prompt)
-            if not re.compile(known.other).match(prompt, start.end()):
-                turns.append((start.end(), stop))
-            start = re.compile(known.user).search(prompt, end.end()) if end else None
+            end = ends.search(prompt, start.end())
+            if not other.match(prompt, start.end()):
+                turns.append((start.end(), end.start() if end else len(prompt)))
+            start = user.search(prompt, end.end()) if end else None
         if turns:
             return turns
     return [(0, len(prompt))]

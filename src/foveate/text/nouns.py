@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
-# By Unicode's properties: a letter goes on with its combining marks and joiners, in scripts that join them.
-WORD = regex.compile(r"[\p{L}\p{M}][\p{L}\p{M}\u200c\u200d]*+(?:['’-]\p{L}[\p{L}\p{M}\u200c\u200d]*+)*+|\p{N}++")
+# By Unicode's properties: a letter goes on with combining marks and joiners, and over signs within words.
+LETTERS = r"\p{L}[\p{L}\p{M}\u200c\u200d]*+"
+WORD = regex.compile(rf"{LETTERS}(?:['’·׳״-]{LETTERS})*+|\p{{N}}++")
 PUNCTUATION = r"[^\w\s]"
 # The taggers know English, which is written in Latin letters.
 FOREIGN = regex.compile(r"(?V1)[\p{L}--[\p{Latin}\p{Common}\p{Inherited}]]")
@@ -75,7 +76,7 @@ def noun_ids(tokenizer: "PreTrainedTokenizerBase", question: str) -> tuple[tuple
     Each tokenizer's last 64 questions are remembered.
     """
     nouns = nouns_of(question)
-    encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoding["input_ids"]
     return tuple(ids[index] for index in overlapping(encoding["offset_mapping"], nouns.spans)), nouns.tagger
 

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 from foveate.errors import InvalidInputs
 from foveate.text.flat import MARK, SKIPPED, Alphabet, alphabet_of, flat
 from foveate.text.formats import user_turns
+from foveate.text.tokenizer import template_of
 from foveate.text.turns import turns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What processors write before images and frames, in plain text: Qwen3-VL's times, Gemma 3's pan-and-scan.
+# What is written before images and frames in plain text: Qwen3-VL's times, Qwen2-VL's numbers, Gemma 3's words on
+# crops.
 WRITTEN = re.compile(
-    r"(?:<\d+\.\d seconds>|Here is the original image|and here are some crops to help you see better)"
+    r"(?:<\d+\.\d seconds>|(?:Picture|Video) \d+:"
+    r"|Here is the original image|and here are some crops to help you see better)"
     rf"(?=\s*{MARK})"
 )
 
@@ -25,16 +28,22 @@ def given(question: str | Sequence[str] | None, batch: int) -> list[str] | None:
     """The questions that the caller gives, one per row; None if they are to be found in the prompt.
 
     Raises:
-        InvalidInputs: neither a text nor a list of one text per row.
+        InvalidInputs: neither a text nor a list of one text per row, or text that is not Unicode.
     """
     if question is None:
         return None
-    if isinstance(question, str):
-        return [question] * batch
-    several = isinstance(question, (list, tuple)) and len(question) == batch
-    if not several or not all(isinstance(text, str) for text in question):
+    asked = [question] * batch if isinstance(question, str) else question
+    several = isinstance(asked, (list, tuple)) and len(asked) == batch
+    if not several or not all(isinstance(text, str) for text in asked):
         raise InvalidInputs(f"question={question!r}: allowed is a text, or one per row ({batch})")
-    return list(question)
+    if broken := next((text for text in asked if not is_unicode(text)), None):
+        raise InvalidInputs(f"question={broken!r}: allowed is text without lone surrogates")
+    return list(asked)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a tokenizer can read the text: half of a pair of surrogates is no character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def questions(
@@ -94,7 +103,7 @@ def _turns(
 ) -> tuple[str, list[tuple[int, int]]]:
     """A prompt as a flat text, and the places of the user's turns in it."""
     prompt = flat(tokenizer, row, skip)
-    template = template or _own_template(tokenizer)
+    template = template or template_of(tokenizer)
     written = turns_of(tokenizer, template) if template else None
     if written is None:
         return prompt, _known_turns(prompt, alphabet_of(tokenizer))
@@ -114,8 +123,3 @@ def _known_turns(prompt: str, alphabet: Alphabet) -> list[tuple[int, int]]:
 
 def _said(tokenizer: "PreTrainedTokenizerBase", prompt: str, turn: tuple[int, int]) -> str:
     return alphabet_of(tokenizer).plain(WRITTEN.sub(" ", prompt[slice(*turn)]))
-
-
-def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    template = getattr(tokenizer, "chat_template", None)
-    return template.get("default") if isinstance(template, dict) else template

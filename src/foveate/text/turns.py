@@ -55,9 +55,7 @@ class Turns:
 @remembered(last=4)
 def turns_of(tokenizer: "PreTrainedTokenizerBase", template: str) -> Turns | None:
     """The turns of a chat template, rendered once per tokenizer; None if it cannot be rendered."""
-    first = flat_text(
-        tokenizer, tokenizer.bos_token or ""
-    )  # a processor may write it a second time, or not at all
+    first = flat_text(tokenizer, tokenizer.bos_token or "")  # which a prompt written by hand may lack
     gaps = [
         replace(gap, text=gap.text.removeprefix(first).lstrip()) if gap.before == "start" else gap
         for gap in gaps_of(tokenizer, template)

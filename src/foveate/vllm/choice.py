@@ -13,6 +13,7 @@ from foveate.budget import Budget
 from foveate.errors import FoveateError, InvalidOption
 from foveate.methods import INSIDE, METHODS, Merging, Method, Resizing
 from foveate.methods.spec import parse_method
+from foveate.text.question import is_unicode
 from foveate.tokens import Signal
 
 KEY = "foveate"  # in --hf-overrides and mm_processor_kwargs
@@ -47,6 +48,8 @@ class Request:
             raise ValueError(f"query={self.query!r}: allowed is text, or null for the prompt's own question")
         if self.query is not None and len(self.query) > LONGEST:
             raise ValueError(f"query of {len(self.query)} characters: allowed are {LONGEST}")
+        if self.query is not None and not is_unicode(self.query):
+            raise ValueError(f"query={self.query!r}: allowed is text without lone surrogates")
         try:
             servable(self.method)
             if self.keep is not None:
