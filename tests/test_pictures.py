@@ -31,6 +31,7 @@ TURNED = {  # what stands in the file, by orientation, if this is shown
     7: lambda shown: shown[::-1, ::-1].swapaxes(0, 1),
     8: lambda shown: shown.swapaxes(0, 1)[:, ::-1],
 }
+D50 = (63190, 65536, 54061)  # XYZ in 16.16
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -106,6 +107,7 @@ def over_white(colours, alpha):
     return np.asarray(colours) * alpha + 255 * (1 - alpha)
 
 
+few = settings(max_examples=30, deadline=None)
 SIDES = st.integers(1, 5)
 
 
@@ -121,6 +123,7 @@ def arrays(bits, channels=None, sides=SIDES):
 # Grey: kind of file x bits x byte order x orientation.
 
 
+@few
 @given(
     values=arrays(16), order=st.sampled_from("<>"), orientation=st.sampled_from(list(TURNED)), white=st.booleans()
 )
@@ -131,6 +134,7 @@ def test_sixteen_bits_of_a_tiff_are_scaled_and_turned(values, order, orientation
     assert (shown(file) == (255 - expected if white else expected)).all()
 
 
+@few
 @given(values=arrays(16))
 def test_sixteen_bits_are_scaled_whatever_the_file(values):
     expected = grey(scaled(values, 0, 65535))
@@ -144,11 +148,13 @@ def test_sixteen_bits_are_scaled_whatever_the_file(values):
     assert (shown(saved(Image.fromarray(levels), "TIFF", compression="tiff_lzw")) == expected).all()
 
 
+@few
 @given(values=arrays(12, sides=st.sampled_from([2, 4])))
 def test_twelve_bits_are_scaled_by_twelve(values):
     assert (shown(tiff(values, 12)) == grey(scaled(values, 0, 4095))).all()
 
 
+@few
 @given(values=arrays(32), samples=st.sampled_from([1, 2]))
 def test_integers_of_32_bits_are_scaled_by_the_smallest_range_that_holds_them(values, samples):
     values = values >> 1 if samples == 2 else values
@@ -156,6 +162,7 @@ def test_integers_of_32_bits_are_scaled_by_the_smallest_range_that_holds_them(va
     assert abs(shown(tiff(values, 32, samples)) - grey(scaled(values, 0, high))).max() == 0
 
 
+@few
 @given(values=arrays(16, sides=st.integers(2, 4)))
 def test_numbers_below_zero_are_scaled_from_the_smallest_to_the_largest(values):
     values = values - 2**15
@@ -166,6 +173,7 @@ def test_numbers_below_zero_are_scaled_from_the_smallest_to_the_largest(values):
     assert (shown(tiff(values.clip(0), 16, 2)) == grey(scaled(values.clip(0), 0, 32767))).all()
 
 
+@few
 @given(values=arrays(8), order=st.sampled_from("<>"))
 def test_floats_in_0_to_1_are_scaled_by_that(values, order):
     assert (shown(tiff(values / 255, 32, 3, order=order)) == grey(values)).all()
@@ -183,16 +191,20 @@ def test_images_in_memory_of_wide_pixels(mode):
 # Transparency: over white.
 
 
+@few
 @given(
-    values=arrays(8, 4), orientation=st.sampled_from(list(TURNED)), kind=st.sampled_from(["PNG", "TIFF", "WEBP"])
+    values=arrays(8, 4),
+    orientation=st.sampled_from(list(TURNED)),
+    kind=st.sampled_from(["PNG", "TIFF", "LZW", "WEBP"]),
 )
 def test_alpha_is_over_white_and_exif_turns(values, orientation, kind):
     image = Image.fromarray(TURNED[orientation](values).astype(np.uint8).copy())
-    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    expected = over_white(values[..., :3], values[..., 3])
-    assert abs(shown(saved(image, kind, exif=exif(orientation), **options)) - expected).max() <= 1
+    options = {"WEBP": {"lossless": True, "exact": True}, "LZW": {"compression": "tiff_lzw"}}.get(kind, {})
+    file = saved(image, "TIFF" if kind == "LZW" else kind, exif=exif(orientation), **options)
+    assert abs(shown(file) - over_white(values[..., :3], values[..., 3])).max() <= 1
 
 
+@few
 @given(values=arrays(16, 4), colours=st.booleans())
 def test_alpha_of_sixteen_bits(values, colours):
     values = values if colours else values[..., [0, 3]]
@@ -200,14 +212,17 @@ def test_alpha_of_sixteen_bits(values, colours):
     assert abs(shown(png(values, 16, 6 if colours else 4)) - expected).max() <= 2.5
 
 
-@given(data=st.data(), bits=st.sampled_from([1, 2, 4, 8, 16]))
-def test_a_transparent_level_of_grey_is_white(data, bits):
+@few
+@given(data=st.data(), bits=st.sampled_from([1, 2, 4, 8, 16]), orientation=st.sampled_from(list(TURNED)))
+def test_a_transparent_level_of_grey_is_white(data, bits, orientation):
     values = data.draw(arrays(bits))
     level = int(data.draw(st.sampled_from(sorted(set(values.flat)))))
     expected = np.where(values == level, 255, scaled(values, 0, 2**bits - 1))
-    assert (shown(png(values, bits, 0, [(b"tRNS", struct.pack(">H", level))])) == grey(expected)).all()
+    chunks = [(b"tRNS", struct.pack(">H", level)), (b"eXIf", exif(orientation)[6:])]
+    assert (shown(png(TURNED[orientation](values), bits, 0, chunks)) == grey(expected)).all()
 
 
+@few
 @given(data=st.data())
 def test_a_transparent_colour_is_white(data):
     values = data.draw(arrays(8, 3))
@@ -218,6 +233,7 @@ def test_a_transparent_colour_is_white(data):
         load_picture(png(values * 257, 16, 2, [(b"tRNS", struct.pack(">3H", 1, 2, 3))]))
 
 
+@few
 @given(data=st.data(), bits=st.sampled_from([1, 2, 4, 8]))
 def test_palettes_with_and_without_transparency(data, bits):
     values = data.draw(arrays(bits))
@@ -291,6 +307,27 @@ def test_a_profile_is_applied_and_a_broken_or_foreign_one_is_not(kind):
     half = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
     if kind == "PNG":  # a colour's alpha is no colour
         assert abs(shown(saved(half, kind, icc_profile=swapped())) - (127, 255, 127)).max() <= 1
+
+
+def test_a_profile_of_grey():
+    """Of linear light: sRGB shows level v as 1.055 (v / 255)^(1 / 2.4) - 0.055."""
+    head = struct.pack(">4x4sI4s4s4s12x4s28x3i48x", b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp", *D50)
+    parts = {b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", *D50), b"kTRC": b"curv" + bytes(8)}
+    at, table = 128 + 4 + 12 * len(parts), struct.pack(">I", len(parts))
+    for name, data in parts.items():
+        table += name + struct.pack(">II", at, len(data))
+        at += len(data)
+    profile = struct.pack(">I", at) + head[4:] + table + b"".join(parts.values())
+    levels = np.arange(1, 256)
+    expected = 255 * (1.055 * (levels / 255) ** (1 / 2.4) - 0.055)
+    expected = np.where(levels / 255 <= 0.0031308, 12.92 * levels, expected)
+    for image in (
+        Image.fromarray(levels.astype(np.uint8)[None]),
+        Image.fromarray((levels * 257).astype(np.uint16)[None]),
+    ):
+        image.info["icc_profile"] = profile
+        assert abs(shown(image)[0].T - expected).max() <= 1.5
+        assert abs(shown(image.convert("RGB"))[0].T - levels).max() <= 0 or image.mode != "L"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
@@ -387,7 +424,7 @@ def test_a_picture_above_the_limit_is_refused_with_its_size_and_one_below_is_sil
         assert shown(file).shape == (20, 20, 3)
 
 
-@settings(max_examples=60)
+@few
 @given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TGA"]))
 def test_files_cut_short_are_refused_or_whole(data, kind):
     whole = saved(noise(0).resize((24, 20)), kind)
@@ -399,7 +436,7 @@ def test_files_cut_short_are_refused_or_whole(data, kind):
     assert picture.tobytes() == load_picture(whole).tobytes()
 
 
-@settings(max_examples=100)
+@few
 @given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "PPM"]))
 def test_damaged_files_are_refused_or_shown_never_another_error(data, kind):
     file = bytearray(saved(noise(0).resize((12, 10)), kind, **{"exif": exif(6)} if kind == "JPEG" else {}))

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -24,8 +24,9 @@ def load_picture(source: Source, turn: bool = True) -> Image.Image:
     """A picture in mode RGB, as a viewer shows it.
 
     It is turned by its EXIF orientation, brought to sRGB by its ICC profile (a broken one is ignored) and laid
-    over white. Integers of 12, 16 and 32 bits are scaled by their range, floats in [0, 1] by that; other floats
-    and integers below 0 are scaled from the smallest to the largest. A file of several pictures gives its first.
+    over white. Integers of 12 and 16 bits are scaled by their range, those of 32 by the smallest of 8, 16, 31 and
+    32 bits that holds them all, floats in [0, 1] by that; other floats and integers below 0 are scaled from the
+    smallest to the largest. A file of several pictures gives its first.
 
     Args:
         source: the path or the bytes of a file; or an open image, taken at its present frame and not changed.
@@ -100,15 +101,15 @@ def _shown(image: Image.Image, turn: bool) -> Image.Image:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    try:
+    with suppress(Exception):  # damaged EXIF data raises errors of many kinds
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data raises errors of many kinds
-        return image.copy()
+    return image.copy()
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
-    if "transparency" not in image.info and not (image.mode + palette).upper().endswith("A"):
+    one_is_clear = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    if not one_is_clear and not (image.mode + palette).upper().endswith("A"):
         return image, None
     whole = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
     *bands, alpha = whole.split()
@@ -122,8 +123,20 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         try:
             described = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if SPACES.get(described.profile.xcolor_space) == pixels.mode:
-                srgb = ImageCms.createProfile("sRGB")
-                return ImageCms.profileToProfile(pixels, described, srgb, outputMode="RGB") or pixels
+                return _through(pixels, described)
         except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
             pass
     return pixels.convert("RGB")
+
+
+def _through(pixels: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    srgb = ImageCms.createProfile("sRGB")
+    if pixels.mode != "L":
+        return ImageCms.profileToProfile(pixels, profile, srgb, outputMode="RGB") or pixels
+    # One level at a time and exactly: at its usual speed the library is up to 9 levels off in dark grey.
+    levels = Image.frombytes("L", (256, 1), bytes(range(256)))
+    exact = ImageCms.Flags.NOOPTIMIZE
+    colours = ImageCms.profileToProfile(levels, profile, srgb, outputMode="RGB", flags=exact) or levels
+    shown = pixels.copy()
+    shown.putpalette(colours.tobytes())
+    return shown.convert("RGB")
