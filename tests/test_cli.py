@@ -16,6 +16,7 @@ from foveate.cli import app
 from foveate.errors import InvalidOption
 from foveate.families import FAMILIES
 from foveate.methods.spec import parse_method, split_methods
+from foveate.pictures import load_picture
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCENE, PHOTO = str(EXAMPLES / "scene.png"), str(EXAMPLES / "photo.jpg")
@@ -70,7 +71,7 @@ def test_compare_prints_question_tokens_seconds_and_picture():
 
 def test_all_tokens_answer_as_without_foveate(bundled):
     model, processor = bundled
-    inputs = bench.requests(processor, [bench.read_image(SCENE)], [QUESTION])
+    inputs = bench.requests(processor, [load_picture(SCENE)], [QUESTION])
     output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
     stock = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     data = run_json("ask", SCENE, QUESTION, "--method", "none", "--max-new-tokens", "6")

@@ -125,3 +125,26 @@ def test_titles_never_run_out_of_their_panel(text):
 def test_no_panels_is_refused():
     with pytest.raises(FoveateError):
         draw.contact_sheet([])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 576), (576, 1), (1, 1000), (24, 24)])
+def test_pictures_and_grids_of_odd_sizes(size, grid):
+    picture = draw.kept_tokens(Image.new("RGB", size, (0, 0, 255)), grid, [0])
+    assert picture.width * grid[0] == picture.height * grid[1]
+    sheet = np.asarray(draw.contact_sheet([("title", picture)]))
+    title = sheet[draw.MARGIN : draw.MARGIN + draw.FONT_SIZE]
+    assert (title == draw.INK).all(axis=2).any(axis=0).sum() > 20  # wide enough to be read
+
+
+@pytest.mark.parametrize("grid", [(0, 0), (0, 5), (5, 0)])
+def test_a_grid_without_tokens_is_refused(grid):
+    with pytest.raises(InvalidInputs, match=f"grid {grid[0]} x {grid[1]}: allowed is 1 x 1 or more"):
+        draw.kept_tokens(noise(7), grid, [])
+
+
+def test_panels_of_any_mode_are_shown_as_a_viewer_shows_them():
+    panels = [("grey", Image.new("I;16", (99, 9), 257 * 99)), ("clear", Image.new("RGBA", (99, 9), (1, 2, 3, 0)))]
+    sheet = np.asarray(draw.contact_sheet(panels))
+    assert (sheet == 99).all(axis=2).sum() == 99 * 9
+    assert not (sheet == (1, 2, 3)).all(axis=2).any()

@@ -45,11 +45,12 @@ ALLOWED = {
     "attach": CORE | {"prune", "full_prompt", "turns", "parts", "dropping", "drops"},
     "turns": BASE | {"pruned"},
     "mini": {"errors"},
-    "draw": BASE | {"families"},
-    "bench": CORE | {"prune", "mini", "parts", "dropping"},
+    "pictures": {"errors"},
+    "draw": BASE | {"families", "pictures"},
+    "bench": CORE | {"prune", "mini", "parts", "dropping", "pictures"},
     "vllm": BASE | {"families", "methods", "question", "relevance", "place"},
     "__main__": {"cli"},
-    "cli": CORE | {"prune", "attach", "mini", "bench", "draw"},
+    "cli": CORE | {"prune", "attach", "mini", "bench", "draw", "pictures"},
 }
 FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
 

@@ -139,6 +139,32 @@ def test_a_users_own_questions(tmp_path):
     assert len(own_items(path, 2)) == 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_users_questions_as_any_editor_writes_them(tmp_path, encoding, end):
+    own(tmp_path)
+    questions = ["Où?", "one\u2028two\x85three", "是什麼?"]
+    lines = [json.dumps({**GOOD, "question": question}, ensure_ascii=False) for question in questions]
+    path = tmp_path / "edited.jsonl"
+    path.write_bytes(end.join([lines[0], "", *lines[1:], ""]).encode(encoding))
+    found = own_items(path, 9)
+    assert [item.question for item in found] == questions
+    assert [item.id for item in found] == ["line-1", "line-3", "line-4"]
+
+
+def test_control_a_byte_order_mark_is_not_json(tmp_path):
+    with pytest.raises(ValueError, match="BOM"):
+        json.loads("\ufeff" + json.dumps(GOOD))
+    with pytest.raises(InvalidInputs, match="line 1: not JSON"):
+        own_items(own(tmp_path, "[" * 100_000), 9)
+
+
+def test_a_users_pictures_are_shown_as_a_viewer_shows_them(tmp_path):
+    path = own(tmp_path, GOOD)
+    Image.new("I;16", (8, 8), 257 * 99).save(tmp_path / "a.png")
+    assert own_items(path, 1)[0].image().getpixel((0, 0)) == (99, 99, 99)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

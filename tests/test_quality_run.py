@@ -171,6 +171,15 @@ def test_a_count_that_cannot_be_reached_is_known_before_other_arms_run(bundled):
     assert store.batches == []
 
 
+def test_results_that_an_editor_saved_with_a_byte_order_mark_go_on(bundled, tmp_path):
+    answered(bundled, arms_for(bundled, "rrqr", "8"), 1, tmp_path)
+    path = tmp_path / FILE
+    known = len(Store.open(tmp_path, SETTINGS).batches)
+    path.write_bytes(path.read_bytes().decode().encode("utf-8-sig") + b'{"cut')
+    assert len(Store.open(tmp_path, SETTINGS).batches) == known > 0
+    assert path.read_text(encoding="utf-8-sig").endswith("}\n")
+
+
 @pytest.mark.parametrize("text", ["[1]\n", "oops\n", '{"split": "test"}\n{"a": 1}\n', '{"other": 1}\n'])
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / FILE).write_text(text)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from foveate import bench, draw, mini
 from foveate.errors import FoveateError, InvalidInputs
 from foveate.families import FAMILIES
+from foveate.pictures import load_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +106,7 @@ def ask(
     target = draw_to or (Path("foveate.png") if compare else None)
     if target:
         _check_picture(target)
-    picture = bench.read_image(image)
+    picture = load_picture(image)
     vlm, processor = bench.load(model)
     inputs = bench.requests(processor, [picture], [question])
     answers = list(bench.ask(vlm, processor, inputs, arms, max_new_tokens, picture.size))

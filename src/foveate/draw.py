@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.errors import InvalidInputs
 from foveate.families import View
 from foveate.hf import names
+from foveate.pictures import load_picture
 
 Panel = tuple[str, Image.Image]
 
@@ -21,6 +22,7 @@ LINE = 2
 
 PAPER, INK = (255, 255, 255), (24, 24, 27)
 MARGIN, FONT_SIZE, COLUMNS, TITLE_LINES = 24, 22, 3, 2
+NARROWEST = 96  # pixels of a column, for its title
 GAP = 6  # pixels between a title and its picture
 
 
@@ -75,10 +77,16 @@ def kept_views(views: Sequence[View], pictures: Image.Image | Sequence[Image.Ima
 
 
 def enlarged(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
-    """The image in RGB, so large that every patch is a whole number of pixels, the same each way."""
+    """The image in RGB, so large that every patch is a whole number of pixels, the same each way.
+
+    Raises:
+        InvalidInputs: a grid without tokens, or pixels that `load_picture` refuses.
+    """
     height, width = grid
+    if min(grid) < 1:
+        raise InvalidInputs(f"grid {height} x {width}: allowed is 1 x 1 or more")
     cell = -(-LONGER_SIDE // max(height, width))
-    return image.convert("RGB").resize((width * cell, height * cell), Image.Resampling.BICUBIC)
+    return load_picture(image, turn=False).resize((width * cell, height * cell), Image.Resampling.BICUBIC)
 
 
 def seen_image(image: Image.Image, pixel_values: Tensor, processor: Any) -> Image.Image:
@@ -105,8 +113,10 @@ def contact_sheet(panels: Sequence[Panel], heading: str = "") -> Image.Image:
     """
     if not panels:
         raise InvalidInputs("no panels: a contact sheet needs one or more")
+    panels = [(title, load_picture(image, turn=False)) for title, image in panels]
     columns = min(len(panels), COLUMNS)
     width, height = (max(getattr(image, side) for _, image in panels) for side in ("width", "height"))
+    width = max(width, NARROWEST)
     sheet_width = columns * (width + MARGIN) + MARGIN
     top = _lines(heading, FONT_SIZE + 4, sheet_width - 2 * MARGIN)
     titles = [_lines(title, FONT_SIZE, width) for title, _ in panels]

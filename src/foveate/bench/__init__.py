@@ -3,7 +3,7 @@
 from foveate.bench import quality, serve, speed
 from foveate.bench.answers import Answer, as_answers, ask
 from foveate.bench.arm import ALL, Arm, all_tokens, parse_arms
-from foveate.bench.checkpoint import MINI, load, read_image, requests
+from foveate.bench.checkpoint import MINI, load, requests
 from foveate.bench.machine import machine, versions
 from foveate.bench.tables import answers_table, describe_methods, methods_table, models_table, quality_tables
 
@@ -24,7 +24,6 @@ __all__ = [
     "parse_arms",
     "quality",
     "quality_tables",
-    "read_image",
     "requests",
     "serve",
     "speed",

@@ -1,4 +1,4 @@
-"""Load a checkpoint, an image and a prompt, with one clear line for what is wrong with them."""
+"""Load a checkpoint and make a prompt, with one clear line for what is wrong with them."""
 
 import logging
 from collections.abc import Sequence
@@ -59,22 +59,6 @@ def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
         ) from error
     family_of(model)
     return model.eval().to("cuda" if gpu else "cpu"), processor
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """An image file, in RGB, upright.
-
-    Raises:
-        InvalidInputs: there is no such file, or it holds no image.
-    """
-    from PIL import ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "not an image that can be read"
-        raise InvalidInputs(f"image {str(path)!r}: {reason}") from error
 
 
 def requests(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:

@@ -21,7 +21,7 @@ def read_lines(path: Path, settings: dict[str, Any]) -> list[Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputs(f"results {str(path)!r}: cannot be read or written ({error})") from error
     try:
-        known, *rest = [json.loads(line) for line in lines] or [settings]
+        known, *rest = [json.loads(line.removeprefix("\ufeff")) for line in lines] or [settings]
     except ValueError as error:
         raise foreign(path) from error
     _check_same(path, known, settings)

@@ -1,5 +1,6 @@
 """The questions: those of the bundled model's examination, or a user's own, with what counts as right."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.bench.checkpoint import read_image
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.mini.exam import exam
 from foveate.mini.questions import correct
 from foveate.mini.scenes import draw
+from foveate.pictures import load_picture
 
 # Test to report, dev to tune; fresh scenes look like the training's. With each the seed of its examination, fixed,
 # so that every run asks the same. On test questions of seed 0 mini was measured while its training went on.
@@ -77,11 +78,13 @@ def own_items(path: Path, n: int, last_word: bool = False) -> list[Item]:
     """
     _check_count(n)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        written = path.read_bytes()
+        text = written.decode(json.detect_encoding(written))  # UTF-8, 16 or 32, with or without a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a text file that can be read"
         raise InvalidInputs(f"data {str(path)!r}: {reason}") from error
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = enumerate(io.StringIO(text, newline=None), start=1)  # str.splitlines would cut at U+2028 within a text
+    filled = [(number, line) for number, line in lines if line.strip()]
     if not filled:
         raise InvalidInputs(f"data {str(path)!r}: it is empty; allowed is one object per line, {LINE}")
     return [_own_item(path, number, line, last_word) for number, line in filled[:n]]
@@ -110,7 +113,7 @@ def _own_item(path: Path, number: int, line: str, last_word: bool) -> Item:
         id=f"line-{number}",
         question=entry["question"],
         skill=entry.get("skill", entry.get("category", NO_SKILL)),
-        image=lambda: read_image(image),
+        image=lambda: load_picture(image),
         right=lambda answer: matches(answer, answers, last_word),
     )
 
@@ -118,7 +121,7 @@ def _own_item(path: Path, number: int, line: str, last_word: bool) -> Item:
 def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad_line(path, number, "not JSON") from error
     if not isinstance(entry, dict):
         raise _bad_line(path, number, "not an object")
