@@ -109,7 +109,7 @@ def test_what_is_around_a_model_leaves_pruning_exact(name, around, tmp_path):
     put, alters, _ = AROUND[around]
     inputs = prompt_of(name)
     outer = put(ZOO[name].build(), str(tmp_path))
-    inner = foveate.unwrap.unwrap(outer)
+    inner = foveate.hf.unwrap.unwrap(outer)
     assert ((outer(**inputs).logits - stock_logits(name)).abs().max() > 0.05) == alters
     pruned = foveate.prune(outer, inputs, RRQR, keep=KEEP)
     full, stays = masked(name, inputs, pruned)

@@ -56,7 +56,7 @@ class Case:
 
     def tokens(self, **signals):
         features, side = self.tensor("in/V"), round(self.n**0.5)
-        return VisualTokens(features, ((side, side),), torch.zeros(self.n, dtype=torch.bool), **signals)
+        return VisualTokens(features, ((side, side),), **signals)
 
 
 def cases(dtype):

@@ -62,7 +62,6 @@ class Case:
         return VisualTokens(
             features=features,
             grids=((1, len(features)),),
-            locked=torch.zeros(len(features), dtype=torch.bool),
             cls_attention=torch.tensor(scores).to(dtype),
             clip_relevance=-torch.tensor(raw).to(dtype),
             patches=features,
@@ -228,8 +227,7 @@ def test_batches_give_what_their_images_give_alone(name, precision):
     )
     for b, features in enumerate(batch):
         relevance = -torch.tensor(case["cdpruner_batch/relevance_raw64"][b]).to(dtype)
-        locked = torch.zeros(len(features), dtype=torch.bool)
-        image = VisualTokens(features, ((1, len(features)),), locked, clip_relevance=relevance)
+        image = VisualTokens(features, ((1, len(features)),), clip_relevance=relevance)
         k = int(case[f"cdpruner_batch/n_safe{precision}"][b])
         order = CDPruner(faithful=True).rank(image, k).tolist()
         assert order == case["cdpruner_batch/order_single64"][b, :k].tolist()

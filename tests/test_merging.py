@@ -36,7 +36,7 @@ def grids():
 def image(grid, d=8, dtype=torch.float32, seed=0):
     n = grid[0] * grid[1]
     features = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return VisualTokens(features, (grid,), torch.zeros(n, dtype=torch.bool))
+    return VisualTokens(features, (grid,))
 
 
 def full_features(model, inputs):

@@ -32,7 +32,6 @@ def tokens(height=6, width=8, d=16, m=3, seed=0, dtype=torch.float32):
     return VisualTokens(
         features=torch.randn(n, d, generator=generator).to(dtype),
         grids=((height, width),),
-        locked=torch.zeros(n, dtype=torch.bool),
         family="llava",
         cls_attention=torch.rand(n, generator=generator),
         question=torch.randn(m, d, generator=generator),

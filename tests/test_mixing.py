@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import foveate
 from conftest import PROMPTS, tiny_llava, tiny_prompt
+from encoding import carried, encoded_prompt
 from foveate import METHODS, InvalidOption, PruMerge, PruMergePlus, Signal, ToMe, VisionZip, VisualTokens
-from foveate.encode import encode
 from foveate.families import FAMILIES
 from foveate.methods.merging.mixing import Mixing
 from foveate.methods.merging.prumergeplus import sampled
@@ -106,7 +106,6 @@ def image(n, seed=0, dtype=torch.float64, d=5):
     return VisualTokens(
         features=torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype),
         grids=((1, n),),
-        locked=torch.zeros(n, dtype=torch.bool),
         cls_attention=torch.rand(n, generator=generator, dtype=torch.float64),
         joint_attention=torch.rand(n, generator=generator, dtype=torch.float64) / n,
         received_attention=torch.rand(n, generator=generator, dtype=torch.float64) / n,
@@ -370,7 +369,7 @@ WANTED = frozenset({Signal.PATCHES, Signal.KEYS, Signal.CLS_ATTENTION, Signal.JO
 def test_signals_of_clip_are_its_own_projections(backend, layer):
     model, inputs = tiny_llava(vision_feature_layer=layer), tiny_prompt((1, 2))
     model.set_attn_implementation(backend)
-    found = encode(model, FAMILIES["llava"], inputs, WANTED).images
+    found = encoded_prompt(model, inputs, WANTED).images
     expected = tower_by_hand(model, inputs["pixel_values"], layer)
     names = ("patches", "keys", "cls_attention", "joint_attention")
     for name, values in zip(names, expected, strict=True):
@@ -385,10 +384,10 @@ def test_keys_are_carried_channel_by_channel_as_attention_is(name):
     model, family, inputs = model_of(name), family_of(name), ZOO[name].prompt((2, 1))
     kind = kind_of(inputs)
     with key_tap(family.attention(model, kind)) as captured:
-        tokens = encode(model, family, inputs, frozenset({Signal.KEYS})).images
+        tokens = encoded_prompt(model, inputs, frozenset({Signal.KEYS}), family).images
     heads, width = captured[0].shape[1:]
     for head, channel in ((0, 0), (heads - 1, width - 1)):
-        scores = family.carry(model, inputs, kind, [keys[:, head, channel] for keys in captured])
+        scores = carried(family, model, inputs, kind, [keys[:, head, channel] for keys in captured])
         for image_tokens, expected in zip(tokens, scores, strict=True):
             ours = image_tokens.keys[:, head, channel]
             free = ours[~image_tokens.locked] if len(expected) < len(ours) else ours
@@ -521,7 +520,7 @@ def test_every_family_runs_them(animal, name):
     assert method.space == ("patches" if family.projector(model) is not None else "features")
     if name != "tome":
         assert method.attention == ("cls" if family.has_cls(model) else "received")
-    found = encode(model, family, inputs, method.needs).images
+    found = encoded_prompt(model, inputs, method.needs, family).images
     for tokens, order in zip(found, pruned.orders, strict=True):
         locked = int(tokens.locked.sum())
         free = tokens.unlocked()
@@ -556,7 +555,7 @@ def test_frames_are_merged_by_themselves(animal, name):
     model, inputs = model_of(animal), ZOO[animal].prompt((1,))
     frames = len(foveate.prune(model, inputs, NEW[name], keep=0.5).grids[0])
     pruned = foveate.prune(model, inputs, NEW[name], keep=2 * frames, per_frame=True)
-    tokens = encode(model, family_of(animal), inputs, pruned.report.method.needs).images[0]
+    tokens = encoded_prompt(model, inputs, pruned.report.method.needs, family_of(animal)).images[0]
     parts = [pruned.report.method.merge(frame, 2) for frame in tokens.frames()]
     ours = pruned["mm_encoder_outputs"]["video"].pooler_output[0]
     assert frames > 1

@@ -92,8 +92,9 @@ def test_holes_in_the_mask_of_the_text_stay_holes(tiny):
 def test_images_may_keep_different_numbers(tiny, counts):
     """Ragged counts within a row and over rows: the shrink step alone, with hand-made choices."""
     from foveate.encode import encode
-    from foveate.families import family_of
     from foveate.shrink import shrink
+
+    from foveate.families import family_of
 
     inputs = tiny_prompt((2, 1))
     with torch.no_grad():

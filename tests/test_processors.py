@@ -16,8 +16,8 @@ from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 import foveate
-from foveate.encode import placeholders
 from foveate.families import FAMILIES, family_of
+from foveate.flow.prompt import placeholders
 from foveate.prune import prepare
 from foveate.text.question import questions
 from foveate.text.tokenizer import template_of

@@ -9,10 +9,10 @@ from transformers import AutoTokenizer, CLIPModel, DynamicCache, LlamaConfig, Ll
 
 import foveate
 from conftest import CACHE, IMAGE_TOKEN, noise, tiny_llava, tiny_prompt
+from encoding import encoded_prompt
 from foveate import mini
-from foveate.encode import encode
 from foveate.families import family_of
-from foveate.signals import Source, noun_embeddings
+from foveate.flow.signals import Source, embedded
 from foveate.text.clip import clip_relevance, text_embedding
 from foveate.text.nouns import noun_ids
 from foveate.tokens import Signal
@@ -36,7 +36,7 @@ def test_cls_attention_equals_eager_attention_under_sdpa(layer):
     model = tiny_llava(vision_feature_layer=layer)
     inputs = tiny_prompt((2, 1))
     assert model.config._attn_implementation == "sdpa"
-    encoded = encode(model, family_of(model), inputs, frozenset({Signal.CLS_ATTENTION}))
+    encoded = encoded_prompt(model, inputs, frozenset({Signal.CLS_ATTENTION}))
     model.set_attn_implementation("eager")
     attentions = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions
     expected = attentions[layer - 1 if layer > 0 else layer].mean(dim=1)[:, 0, 1:]
@@ -46,11 +46,11 @@ def test_cls_attention_equals_eager_attention_under_sdpa(layer):
 
 def test_encoding_leaves_no_hook_behind(tiny):
     everything = frozenset(Signal)
-    encode(tiny, family_of(tiny), tiny_prompt(), frozenset())  # transformers hooks its own recorders in, once
+    encoded_prompt(tiny, tiny_prompt())  # transformers hooks its own recorders in, once
     before = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in tiny.modules()]
-    encode(tiny, family_of(tiny), tiny_prompt(), everything)
+    encoded_prompt(tiny, tiny_prompt(), everything)
     with pytest.raises(foveate.InvalidInputs):
-        encode(tiny, family_of(tiny), {**tiny_prompt((2,)), "pixel_values": torch.zeros(1, 3, 24, 24)}, everything)
+        encoded_prompt(tiny, {**tiny_prompt((2,)), "pixel_values": torch.zeros(1, 3, 24, 24)}, everything)
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in tiny.modules()] == before
 
 
@@ -58,7 +58,7 @@ def test_clip_relevance_is_the_clip_models_own_cosine(bundled):
     model, processor = bundled
     clip = CLIPModel.from_pretrained(mini.PATH / "clip", dtype=torch.float32).eval()
     inputs = chat(processor, (1, "Is there a red circle?"))
-    encoded = encode(model, family_of(model), dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
+    encoded = encoded_prompt(model, dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
     states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
     patches = states.hidden_states[model.config.vision_feature_layer][0, 1:]
     tokenizer = AutoTokenizer.from_pretrained(mini.PATH / "clip")
@@ -76,7 +76,7 @@ def test_clip_relevance_is_the_clip_models_own_cosine(bundled):
 def test_a_long_question_is_cut_into_windows(bundled):
     model, processor = bundled
     inputs = chat(processor, (1, "Is there a red circle? " * 40))
-    encoded = encode(model, family_of(model), dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
+    encoded = encoded_prompt(model, dict(inputs), frozenset({Signal.CLIP_RELEVANCE}))
     clip = Source.find(model, family_of(model), foveate.SPARE(relevance="clip"), None, None).clip
     short, long = "Is there a red circle? ", "How many stars? " * 40
     ours, first, other = (
@@ -89,7 +89,8 @@ def test_a_long_question_is_cut_into_windows(bundled):
 def test_noun_embeddings_are_those_of_the_nouns_in_place(bundled):
     model, processor = bundled
     nouns, tagger = noun_ids(processor.tokenizer, "Is there a red circle?")
-    rows = noun_embeddings(model, nouns)
+    (rows,), real = embedded(model, [nouns], torch.device("cpu"))
+    assert real is None
     ids = processor.tokenizer(" circle", add_special_tokens=False)["input_ids"]
     expected = model.get_input_embeddings()(torch.tensor(ids))
     assert torch.equal(rows, expected)

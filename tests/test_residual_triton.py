@@ -1,5 +1,6 @@
 """The Triton implementation of select_residual: on a GPU where there is one, else in Triton's interpreter."""
 
+import contextlib
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import InvalidFeatures, InvalidOption
 from foveate.select import select_residual
+from foveate.select.checks import Undecided, deferred, read_together
 from residual_problems import KINDS, certify, features_of, problems
 
 residual_triton = pytest.importorskip("foveate.select.residual.triton", reason="Triton is not installed")
@@ -112,6 +114,25 @@ def test_non_finite_features_raise(value):
     features[1, 3, 2] = value
     with pytest.raises(InvalidFeatures, match="finite"):
         select_residual(features, 2, impl="triton")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inside_deferred_it_reads_nothing_and_what_is_undecided_is_done_again(kind, monkeypatch):
+    features = torch.stack([features_of("plain", 40, 64, 0), features_of(kind, 40, 64, 1)]).float().to(DEVICE)
+    expected = select_residual(features, 39, impl="triton")
+    with deferred() as checks:
+        order = select_residual(features, 39, first=torch.tensor([1, 7], device=DEVICE), impl="triton")
+    assert 0 <= order.min() <= order.max() < 40
+    assert order[:, 0].tolist() == [1, 7]
+    with contextlib.suppress(Undecided):
+        checks.raise_any()
+        assert torch.equal(order, select_residual(features, 39, first=torch.tensor([1, 7]), impl="triton"))
+    assert torch.equal(read_together(lambda: select_residual(features, 39, impl="triton")), expected)
+    if kind in ("duplicates", "zeros", "low rank"):
+        with deferred() as checks:
+            select_residual(features, 39, impl="triton")
+        with pytest.raises(Undecided):
+            checks.raise_any()
 
 
 def test_without_the_trailing_update_other_rows_come(monkeypatch):

@@ -428,6 +428,6 @@ def test_values_that_are_not_finite_are_named(name, monkeypatch):
     def spoiled(picture, grid, size):
         return torch.full_like(picture, float("nan"))
 
-    monkeypatch.setattr("foveate.resize._smaller", spoiled)
+    monkeypatch.setattr("foveate.flow.resize._smaller", spoiled)
     with pytest.raises(foveate.InvalidFeatures, match="image 0"):
         foveate.prune(model_of(name), ZOO[name].prompt((1,)), SMALL, keep=5)

@@ -9,6 +9,7 @@ import torch
 
 import foveate
 from conftest import tiny_llava, tiny_prompt
+from encoding import encoded_prompt
 from foveate import (
     DART,
     DPP,
@@ -24,11 +25,10 @@ from foveate import (
     Signal,
     VisPruner,
 )
-from foveate.encode import encode
 from foveate.families import family_of
+from foveate.flow.signals import Source
 from foveate.methods.relevance import question_relevance
 from foveate.select import select_coverage, select_farthest, select_residual
-from foveate.signals import Source
 from test_families import NAMES, model_of
 from test_methods import HARD_CASES, tokens
 from zoo import ZOO
@@ -47,12 +47,12 @@ def unit(rows):
 @pytest.mark.parametrize("images", [(1,), (2, 1)])
 def test_patches_are_what_the_projector_reads(images):
     model, inputs = tiny_llava(), tiny_prompt(images)
-    encoded = encode(model, family_of(model), inputs, frozenset({Signal.PATCHES}))
+    encoded = encoded_prompt(model, inputs, frozenset({Signal.PATCHES}))
     for image in encoded.images:
         assert len(image.patches) == len(image.features)
         projected = model.model.multi_modal_projector(image.patches[None])[0]
         assert torch.allclose(projected, image.features, atol=1e-5)
-    assert all(image.patches is None for image in encode(model, family_of(model), inputs, frozenset()).images)
+    assert all(image.patches is None for image in encoded_prompt(model, inputs).images)
 
 
 def test_patches_keep_the_row_of_the_cls_token_where_the_model_does():
@@ -62,7 +62,7 @@ def test_patches_keep_the_row_of_the_cls_token_where_the_model_does():
     stands = (inputs["input_ids"] == model.config.image_token_id)[0]
     inputs["input_ids"][0, int(stands.nonzero()[0]) - 1] = model.config.image_token_id
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    (image,) = encode(model, family_of(model), inputs, frozenset({Signal.PATCHES})).images
+    (image,) = encoded_prompt(model, inputs, frozenset({Signal.PATCHES})).images
     assert len(image.patches) == len(image.features) == 37
     assert torch.equal(image.unlocked().patches, image.patches[1:])
 
@@ -138,7 +138,7 @@ def test_every_family_runs_those_that_go_by_attention(animal, kind):
     method = pruned.report.method
     assert method.attention == ("cls" if family.has_cls(model) else "received")
     with torch.no_grad():
-        images = encode(model, family, inputs, method.needs).images
+        images = encoded_prompt(model, inputs, method.needs, family).images
     for image, order in zip(images, pruned.orders, strict=True):
         locked = int(image.locked.sum())
         free = (~image.locked).nonzero().flatten()

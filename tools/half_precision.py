@@ -87,7 +87,6 @@ def images_of(n: int) -> Iterator[VisualTokens]:
         yield VisualTokens(
             features=features,
             grids=((24, n // 24),),
-            locked=torch.zeros(n, dtype=torch.bool),
             cls_attention=torch.tensor(arrays["in/attn_cls"][:, 1:].mean(axis=0)),
             question=features[:3].clone(),
             clip_relevance=-torch.tensor(arrays["cdpruner/relevance_raw64"]),

@@ -141,7 +141,9 @@ class Text:
         which = [distinct.index(text) for text in asked]
         nouns, real, tagger = None, None, None
         if Signal.QUESTION in needs:
-            nouns, real, tagger = _nouns(model, tokenizer, distinct, prompt.device)
+            found = [noun_ids(tokenizer, text) for text in distinct]
+            nouns, real = embedded(model, [ids for ids, _ in found], prompt.device)
+            tagger = ", ".join(sorted({tagger for _, tagger in found}))
         clip = next((source.clip for source in sources if source.clip is not None), None)
         directions = None
         if Signal.CLIP_RELEVANCE in needs and clip is not None:
@@ -149,18 +151,17 @@ class Text:
         return cls(which, nouns, real, directions, clip, tagger)
 
 
-def _nouns(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], device: torch.device
-) -> tuple[Tensor, Tensor | None, str]:
-    """Embeddings ``[Q, M, D]``, ``[Q, M]`` those that are real or None, and the taggers used."""
-    found = [noun_ids(tokenizer, text) for text in texts]
-    longest = max(len(ids) for ids, _ in found)
-    padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids, _ in found], dtype=torch.long)
-    real = torch.arange(longest) < torch.tensor([len(ids) for ids, _ in found])[:, None]
+def embedded(
+    model: "PreTrainedModel", words: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """``[Q, M, D]`` input embeddings of lists of ids, and ``[Q, M]`` bool, those that are real; None for all."""
+    lengths = torch.tensor([len(ids) for ids in words])
+    longest = int(lengths.max())
+    padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in words], dtype=torch.long)
     with torch.no_grad():
         rows: Tensor = model.get_input_embeddings()(padded.to(device))
-    known = None if bool(real.all()) else real.to(device)
-    return rows, known, ", ".join(sorted({tagger for _, tagger in found}))
+    real = torch.arange(longest) < lengths[:, None]
+    return rows, None if bool(real.all()) else real.to(device)
 
 
 def _directions(clip: "CLIPModel", texts: Sequence[str]) -> Tensor:

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import InvalidFeatures
 from foveate.methods.base import widest
-from foveate.select.checks import refuse_if
 from foveate.select.inputs import precise
 
 POOLS = ("max", "mean", "pooled")
+LEAST = 1e-30  # a relevance of 0 everywhere is constant, too
 
 
 def question_relevance(
@@ -42,31 +41,23 @@ def question_relevance(
 
 
 def scaled(relevance: Tensor) -> Tensor:
-    """``[..., N]`` relevance scaled to [0, 1] over each image, `widest`; 0 where it is constant and says nothing.
-
-    Raises:
-        InvalidFeatures: NaN or infinite values.
-    """
-    low, high, constant = bounds(relevance)
-    return (widest(relevance) - low) / (high - low).masked_fill(constant, torch.inf)
+    """``[..., N]`` relevance scaled to [0, 1] over each image, `widest`; 0 where it is constant."""
+    above, span, constant = above_least(relevance)
+    return above / span.masked_fill(constant, torch.inf)
 
 
-def bounds(relevance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The least and the largest of ``relevance [..., N]``, `widest`, and whether they differ by rounding alone.
+def above_least(relevance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``relevance [..., N]`` less its least of each image, all in `widest`.
 
     Returns:
-        Three times ``[..., 1]``.
-
-    Raises:
-        InvalidFeatures: NaN or infinite values.
+        ``[..., N]``, the largest of them ``[..., 1]``, and ``[..., 1]`` bool, whether that is rounding alone. It
+        is not where the relevance holds NaN or infinite values: what is computed of it then holds NaN.
     """
-    low, high = torch.aminmax(widest(relevance), dim=-1, keepdim=True)
+    wide = widest(relevance)
+    low, high = torch.aminmax(wide, dim=-1, keepdim=True)
     span = high - low
-    refuse_if(
-        ~(span < torch.inf),
-        lambda: InvalidFeatures("the relevance holds NaN or infinite values: allowed are finite numbers"),
-    )
-    return low, high, span <= 8 * torch.finfo(relevance.dtype).eps * high.abs()
+    noise = torch.rsub(high.abs(), LEAST, alpha=-8 * torch.finfo(relevance.dtype).eps)
+    return wide - low, span, span < noise
 
 
 def powered(values: Tensor, exponent: float) -> Tensor:
@@ -79,5 +70,5 @@ def _mean(rows: Tensor, asked: Tensor | None) -> Tensor:
     """``[..., 1, D]``: the mean of those of ``rows [..., M, D]`` that count, 0 where none does."""
     if asked is None:
         return rows.mean(dim=-2, keepdim=True)
-    shares = asked.to(rows) / asked.sum(dim=-1, keepdim=True).clamp(min=1)
-    return shares[..., None, :] @ rows
+    shares = asked / asked.sum(dim=-1, keepdim=True).clamp(min=1)
+    return shares.to(rows)[..., None, :] @ rows

@@ -41,8 +41,7 @@ class Checks:
         errors = [error for error, bad in zip(self._errors, holds, strict=True) if bad]
         self._flags, self._errors = [], []
         if errors:
-            with read_at_once():  # an error may look at values for its words
-                raise errors[0]()
+            raise errors[0]()
 
 
 # A context variable, for a thread or task that defers must not collect the checks of another.
@@ -56,16 +55,6 @@ def deferred() -> Iterator[Checks]:
     token = _collecting.set(checks)
     try:
         yield checks
-    finally:
-        _collecting.reset(token)
-
-
-@contextmanager
-def read_at_once() -> Iterator[None]:
-    """A block, inside `deferred` ones too, whose checks are read where they arise."""
-    token = _collecting.set(None)
-    try:
-        yield
     finally:
         _collecting.reset(token)
 
@@ -90,7 +79,7 @@ def refuse_if(bad: Tensor, error: Callable[[], Exception]) -> None:
 
 
 def read_together(work: Callable[[], T]) -> T:
-    """What ``work()`` returns, all its checks read as one; done again, read at once, where it is `Undecided`.
+    """What ``work()`` returns, all its checks read as one; done again outside `deferred` where it is `Undecided`.
 
     Raises:
         Exception: the first check that refuses, or what ``work`` raises.
@@ -100,8 +89,7 @@ def read_together(work: Callable[[], T]) -> T:
             result = work()
         checks.raise_any()
     except Undecided:
-        with read_at_once():
-            result = work()
+        return work()
     return result
 
 

@@ -42,14 +42,11 @@ def check_distinct(name: str, indices: Tensor, n: int) -> None:
     Raises:
         InvalidFeatures: another shape, an index out of range, or one that is given twice.
     """
-
-    def error() -> InvalidFeatures:
-        return InvalidFeatures(f"{name}={indices.tolist()}: allowed are distinct indices from 0 to {n - 1}")
-
     if indices.dim() != 1:
-        raise error()
+        raise InvalidFeatures(f"{name} of shape {tuple(indices.shape)}: allowed is [m]")
     if len(indices):
-        refuse_if(is_no_selection(indices, n), error)
+        words = f"allowed are distinct indices from 0 to {n - 1}"
+        refuse_if(is_no_selection(indices, n), lambda: InvalidFeatures(f"{name}={indices.tolist()}: {words}"))
 
 
 def rest_of(chosen: Tensor, n: int) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from foveate.errors import InvalidFeatures, MissingSignal
 from foveate.methods.authors import refuse_beyond_rank, refuse_zero_rows
-from foveate.methods.base import one_of, widest
-from foveate.methods.relevance import bounds
+from foveate.methods.base import one_of
+from foveate.methods.relevance import above_least
 from foveate.methods.selecting.residual import Residual, relevance_of, rows_of
 from foveate.select.checks import refuse_if
 from foveate.tokens import Signal, VisualTokens
@@ -79,17 +79,16 @@ class CDPruner(Residual):
             if self.faithful:
                 raise MissingSignal("CDPruner(faithful=True) needs a question, and this one is empty")
             return None
-        low, high, constant = bounds(relevance)
+        above, span, constant = above_least(relevance if self.sign == "+" else -relevance)
         if self.faithful:
+            constant = span == 0
             refuse_if(
-                low == high,
+                constant,
                 lambda: InvalidFeatures(
                     "relevance is the same everywhere: allowed with faithful=True is one that differs; "
                     "the authors' code divides by its range"
                 ),
             )
-            constant = low == high
-        above = widest(relevance) - low if self.sign == "+" else high - widest(relevance)
         return (above + EPSILON).square().masked_fill(constant, 1)
 
     def refuse(self, tokens: VisualTokens, order: Tensor) -> None:

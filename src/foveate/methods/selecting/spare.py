@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from foveate.methods.base import at_least_zero, one_of
@@ -71,9 +72,11 @@ class SPARE(Residual):
         return rows_of(tokens.features, self.rows)
 
     def weight(self, tokens: VisualTokens) -> Tensor | None:
-        """``[..., N]``: ``(1 - rhat + eps)^beta``, or with ``+`` ``(rhat + eps)^beta``."""
+        """``[..., N]``: ``(1 - rhat + eps)^beta``, or with ``+`` ``(rhat + eps)^beta``, over ``1 + eps``."""
         relevance = relevance_of(tokens, self.relevance) if self.needs else None
         if relevance is None:
             return None
         rhat = scaled(relevance)
-        return (rhat + EPSILON if self.sign == "+" else 1 + EPSILON - rhat) ** self.beta
+        least = EPSILON / (1 + EPSILON)  # so that the largest weight is 1, however strong beta is
+        favoured = torch.rsub(rhat, 1, alpha=1 - least) if self.sign == "-" else rhat * (1 - least) + least
+        return favoured**self.beta

@@ -1,9 +1,10 @@
 """`select_residual` on a GPU: the Gram matrix and the dependent steps in one launch for all images of a batch.
 
 A panel of steps needs no word from the host (`kernel.py`): a budget of up to ``PANEL`` rows is one launch,
-a larger one a launch per panel. Beside the checks of weights there is one synchronisation, at the end. The kernel
-stops an image where rounding could change a choice, where squares over- or underflow, and at NaN. Only then does
-the host look at it: it raises, or takes what was kept out of the rows and runs the kernel on what is left.
+a larger one a launch per panel. The kernel stops an image where rounding could change a choice, where squares
+over- or underflow, and at NaN. Only then does the host look at it: it raises, or takes what was kept out of the
+rows and runs the kernel on what is left. It learns of it by one read at the end; inside `checks.deferred` it reads
+nothing, and such a choice is `Undecided` when the checks are read.
 """
 
 import functools
