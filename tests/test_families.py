@@ -99,7 +99,8 @@ def test_logits_equal_the_masked_full_prompt(name, prompt):
 @pytest.mark.parametrize("name", NAMES)
 def test_generation_equals_the_masked_full_prompt(name, prompt, mode):
     model, inputs = model_of(name), ZOO[name].prompt(**PROMPTS[prompt])
-    pruned = foveate.prune(model, inputs, foveate.Random(), keep=0.6)
+    caches = MODES[mode].get("use_cache", True)
+    pruned = foveate.prune(model, inputs, foveate.Random(), keep=0.6, use_cache=caches)
     full, _ = masked(name, inputs, pruned)
     stock = full
     if mode in REPEATING and stock_repeats_wrongly(name):
@@ -116,7 +117,7 @@ def test_generation_equals_the_masked_full_prompt(name, prompt, mode):
 def generated(model, inputs, mode="greedy"):
     """New tokens, and the logits of each row (or beam) and step."""
     options = {"max_new_tokens": NEW, "return_dict_in_generate": True, "output_logits": True}
-    output = model.generate(**inputs, **MODES[mode], **options)
+    output = model.generate(**{**inputs, **MODES[mode]}, **options)
     return output.sequences[:, -NEW:].tolist(), torch.stack(output.logits, dim=1)
 
 

@@ -200,8 +200,8 @@ def test_generation_equals_embeddings_replaced_by_hand(tiny, method, options):
     inputs = tiny_prompt((1, 2))
     full, _ = replaced(tiny, inputs, *by_hand(tiny, inputs, method, 9))
     expected = tiny.generate(**full, max_new_tokens=10, **options)
-    pruned = foveate.prune(tiny, inputs, method, keep=9)
-    ours = tiny.generate(**pruned, max_new_tokens=10, **options)[:, pruned["input_ids"].shape[1] :]
+    pruned = foveate.prune(tiny, inputs, method, keep=9, use_cache=options.get("use_cache", True))
+    ours = tiny.generate(**{**pruned, **options}, max_new_tokens=10)[:, pruned["input_ids"].shape[1] :]
     assert ours.tolist() == expected[:, -10:].tolist()
     with foveate.attach(tiny, method, keep=9):
         attached = tiny.generate(**inputs, max_new_tokens=10, **options)[:, inputs["input_ids"].shape[1] :]

@@ -68,7 +68,8 @@ def test_compact_positions_equal_the_masked_full_prompt_with_compact_positions(t
 @pytest.mark.parametrize("prompt", LEFT)
 def test_generation_equals_the_masked_full_prompt(tiny, prompt, mode):
     inputs = tiny_prompt(**PROMPTS[prompt])
-    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=7)
+    options = {name: value for name, value in MODES[mode].items() if name != "use_cache"}  # the prompt carries it
+    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=7, use_cache=MODES[mode].get("use_cache", True))
     full, _ = masked(inputs, pruned)
     if "beams" in mode and not REPEATS_RIGHTLY:
         full = features_by_row(tiny, inputs, full)
@@ -76,7 +77,7 @@ def test_generation_equals_the_masked_full_prompt(tiny, prompt, mode):
     expected = tiny.generate(**full, max_new_tokens=12, **MODES[mode])[:, inputs["input_ids"].shape[1] :]
     for _ in range(2):  # a pruned prompt can be used again
         torch.manual_seed(1)
-        ours = tiny.generate(**pruned, max_new_tokens=12, **MODES[mode])[:, pruned["input_ids"].shape[1] :]
+        ours = tiny.generate(**pruned, max_new_tokens=12, **options)[:, pruned["input_ids"].shape[1] :]
         assert ours.tolist() == expected.tolist()
 
 
@@ -91,17 +92,25 @@ def test_holes_in_the_mask_of_the_text_stay_holes(tiny):
 @pytest.mark.parametrize("counts", [(3, 20), (1, 36), (30, 2)])
 def test_images_may_keep_different_numbers(tiny, counts):
     """Ragged counts within a row and over rows: the shrink step alone, with hand-made choices."""
-    from foveate.encode import encode
-    from foveate.shrink import shrink
-
+    from foveate.budget import Budget
     from foveate.families import family_of
+    from foveate.flow.choose import Chosen
+    from foveate.flow.encode import encode
+    from foveate.flow.images import images_of
+    from foveate.flow.plan import Plan
+    from foveate.flow.prompt import Prompt
+    from foveate.flow.shrink import shrink
+    from foveate.settings import Settings
 
-    inputs = tiny_prompt((2, 1))
+    inputs, family = tiny_prompt((2, 1)), family_of(tiny)
+    prompt = Prompt.read(tiny, family, inputs)
     with torch.no_grad():
-        encoded = encode(tiny, family_of(tiny), inputs, frozenset())
+        encoded = encode(tiny, family, prompt, frozenset())
+    images = images_of(tiny, family, prompt, encoded.counts, encoded.kinds)
     kept = [torch.arange(0, n) for n in (*counts, 5)]
-    features = [tokens.features[indices] for tokens, indices in zip(encoded.images, kept, strict=True)]
-    shrunk = shrink(tiny, family_of(tiny), inputs, encoded, kept, features, [[]] * 3, "original")
+    order = torch.cat([image.start + indices for image, indices in zip(images, kept, strict=True)])
+    plan = Plan(prompt, images, [*counts, 5], Settings(Budget(1.0)))
+    shrunk = shrink(tiny, family, Chosen(plan, order), encoded.features[order], [])
     full, _ = masked(inputs, type("Choice", (), {"kept": kept}))
     full = full if REPEATS_RIGHTLY else features_by_row(tiny, inputs, full)
     expected = tiny.generate(**full, max_new_tokens=8, num_beams=3)[:, inputs["input_ids"].shape[1] :]
@@ -113,11 +122,11 @@ def test_images_may_keep_different_numbers(tiny, counts):
 def test_forward_without_cache_or_mask_is_not_taken_for_packed_sequences(tiny, use_cache):
     inputs = tiny_prompt((1,))
     del inputs["attention_mask"]
-    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=6)
+    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=6, use_cache=use_cache)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     full, stays = masked(inputs, pruned)
     expected = tiny(**full).logits[stays]
-    ours = tiny(**pruned, use_cache=use_cache).logits[pruned["attention_mask"].bool()]
+    ours = tiny(**pruned).logits[pruned["attention_mask"].bool()]
     assert torch.allclose(ours, expected, atol=1e-4)
 
 
@@ -203,14 +212,14 @@ def test_control_other_tokens_differ(tiny):
 def test_control_without_the_guard_column_no_cache_is_wrong(tiny):
     """Why shrink pads one masked column: without it, transformers takes gaps for packed sequences."""
     inputs = tiny_prompt((1,))
-    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=7)
+    pruned = foveate.prune(tiny, inputs, foveate.RRQR(), keep=7, use_cache=False)
     length = pruned["input_ids"].shape[1]
     bare = {
         name: value[:, 1:] if isinstance(value, torch.Tensor) and value.shape[1:2] == (length,) else value
         for name, value in pruned.items()
     }
     full, _ = masked(inputs, pruned)
-    options = {"max_new_tokens": 12, "use_cache": False}
-    expected = tiny.generate(**full, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+    options = {"max_new_tokens": 12}
+    expected = tiny.generate(**full, **options, use_cache=False)[:, inputs["input_ids"].shape[1] :].tolist()
     assert tiny.generate(**pruned, **options)[:, length:].tolist() == expected
     assert tiny.generate(**bare, **options)[:, length - 1 :].tolist() != expected

@@ -161,9 +161,11 @@ def _cut(model: "PreTrainedModel", name: str, value: Tensor, plan: Plan, source:
     if name == "input_ids":
         bare = ~(plan.texts.any(dim=1) | ~plan.prompt.attended.all(dim=1))
         return found.masked_fill(plan.added.to(found.device), _pad_id(model)) if bool(bare.any()) else found
-    if not bool(plan.added.any()) or name not in ("labels", "shift_labels"):
+    if name != "labels" or not bool(plan.added.any()):
         return found
-    return found.masked_fill(plan.added.to(found.device), PER_TOKEN[name])
+    # A prompt's first token is nobody's next one: behind added padding it must not become one.
+    unasked = plan.added | plan.added.roll(1, dims=1)
+    return found.masked_fill(unasked.to(found.device), PER_TOKEN[name])
 
 
 def _next(labels: Tensor, plan: Plan, source: Tensor) -> Tensor:

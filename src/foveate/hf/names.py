@@ -192,16 +192,12 @@ def returned_cache(output: Any) -> tuple[str, Any]:
         UnsupportedModel: an output of transformers without a field for it.
     """
     if not is_dataclass(output):
-        return CACHE[0], next((value for name in CACHE if (value := vars_of(output).get(name)) is not None), None)
+        attributes = getattr(output, "__dict__", {})  # a tensor or a tuple has none
+        return next(((name, attributes[name]) for name in CACHE if name in attributes), (CACHE[0], None))
     known = [field.name for field in fields(output) if field.name in CACHE]
     if not known:
         raise _unknown(type(output).__name__, CACHE)
     return known[0], getattr(output, known[0])
-
-
-def vars_of(thing: Any) -> Mapping[str, Any]:
-    """A plain object's attributes; none of a tensor's or a tuple's."""
-    return getattr(thing, "__dict__", {})
 
 
 def causal_mask(config: Any, states: Any, attended: Any, kv_cache: Any, layer: int) -> Any:
