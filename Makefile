@@ -19,7 +19,7 @@ ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,names seams zoo or
 INSTALL := pip install --quiet --disable-pip-version-check
 EXTRAS := [nouns,plot,dev]
 # What is installed, as `name==version` alone. What CUDA builds of torch bring is left out: they say which they need.
-PINS := pip list --quiet --disable-pip-version-check --format=freeze --exclude-editable --exclude pip \
+PINS := pip list --disable-pip-version-check --format=freeze --exclude-editable --exclude pip \
 	| sed 's/+.*//' | grep -vE '^(nvidia|cuda)-'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -82,12 +82,13 @@ test-vllm: $(VENV)-vllm/.ready
 constraints:
 	rm -rf build/pins && mkdir -p build/pins
 	$(PYTHON) -m venv build/pins/now && build/pins/now/bin/$(INSTALL) $(TORCH) -e ".$(EXTRAS)"
-	build/pins/now/bin/$(PINS) > constraints.txt
+	build/pins/now/bin/$(PINS) > build/pins/constraints.txt
 	$(PYTHON) -m venv build/pins/vllm && build/pins/vllm/bin/$(INSTALL) "$(VLLM)" pytest -e .
-	build/pins/vllm/bin/$(PINS) > constraints-vllm.txt
+	build/pins/vllm/bin/$(PINS) > build/pins/constraints-vllm.txt
 	$(PYTHON) tools/floors.py > build/pins/floors.txt
 	$(PYTHON) -m venv build/pins/lowest && build/pins/lowest/bin/$(INSTALL) --upgrade setuptools -r build/pins/floors.txt -e ".$(EXTRAS)"
-	build/pins/lowest/bin/$(PINS) > constraints-lowest.txt
+	build/pins/lowest/bin/$(PINS) > build/pins/constraints-lowest.txt
+	mv build/pins/constraints*.txt .
 	rm -r build/pins
 
 # docs/families.md, from the table of families and the tests that it tells of.
