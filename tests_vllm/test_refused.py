@@ -85,10 +85,10 @@ def test_what_splits_positions(folders, attribute, value, says):
     config = configured(folders, "llava", SPARE)
     parallel = copy.copy(config.parallel_config)
     read = {name: getattr(config, name) for name in READ}
-    Served.verify_and_update_config(SimpleNamespace(**read, parallel_config=parallel))
+    Served().verify_and_update_config(SimpleNamespace(**read, parallel_config=parallel))
     object.__setattr__(parallel, attribute, value)
     with pytest.raises(ValueError, match=says):
-        Served.verify_and_update_config(SimpleNamespace(**read, parallel_config=parallel))
+        Served().verify_and_update_config(SimpleNamespace(**read, parallel_config=parallel))
 
 
 def described(**config):
@@ -115,15 +115,16 @@ def test_other_architectures(architecture):
         hook.verify_and_update_model_config(described(foveate={"keep": 4}))
 
 
-def test_other_architectures_have_their_own_hooks_called():
+@pytest.mark.parametrize("hooks", [Refused, Served])
+def test_hooks_of_vllm_are_called(hooks):
     called = []
     stock = SimpleNamespace(
         verify_and_update_model_config=lambda config: called.append(config),
         verify_and_update_config=lambda config: called.append(config),
     )
-    config = described()
-    Refused(stock).verify_and_update_model_config(config)
-    Refused(stock).verify_and_update_config(config)
+    config = SimpleNamespace(**vars(described()), model_config=described())
+    hooks(stock).verify_and_update_model_config(config)
+    hooks(stock).verify_and_update_config(config)
     assert called == [config, config]
     assert MODELS_CONFIG_MAP["Gemma4ForConditionalGeneration"].stock.__name__ == "Gemma4Config"
 
@@ -145,9 +146,9 @@ def test_a_default_among_the_options_of_the_stock_processor(folders, options):
 def test_towers_and_configs_that_are_not_known():
     pixtral = SimpleNamespace(model_type="pixtral")
     with pytest.raises(ValueError, match="tower 'pixtral'"):
-        Served.verify_and_update_model_config(described(foveate={}, model_type="llava", vision_config=pixtral))
+        Served().verify_and_update_model_config(described(foveate={}, model_type="llava", vision_config=pixtral))
     with pytest.raises(ValueError, match="model_type='bespoke'"):
-        Served.verify_and_update_model_config(described(foveate={}, model_type="bespoke"))
+        Served().verify_and_update_model_config(described(foveate={}, model_type="bespoke"))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
 """The names of vLLM that the plugin relies on and that vLLM does not document; which runner is tested."""
 
-import inspect
+import importlib
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import vllm
 from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.models import ModelRegistry, llava, qwen2_5_vl, qwen2_vl
+from vllm.model_executor.models import ModelRegistry, llava, qwen2_5_vl
+from vllm.model_executor.models import config as hooks_of_vllm
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -16,28 +18,20 @@ from vllm.multimodal.processing import BaseMultiModalProcessor, ProcessorInputs,
 from conftest import ENGINE, chat, opened, picture
 from foveate.vllm import register
 from foveate.vllm.models import PrunedLlava, PrunedQwen25VL
+from foveate.vllm.names import FRONT_END, MODEL, TABLES, fault
 from foveate.vllm.processor import PruningProcessor
-from foveate.vllm.registration import PRUNED, VERSION, Refused, Served
-
-HOOKS = (
-    "_apply_hf_processor_main",
-    "_get_cache_missing_processor_kwargs",
-    "_get_mm_fields_config",
-    "_get_mm_hashes",
-    "_get_prompt_updates",
-)
+from foveate.vllm.registration import PRUNED, Refused, Served
 
 
-def test_the_version():
-    assert vllm.__version__.startswith(VERSION)
+@pytest.mark.parametrize("row", [*TABLES, *FRONT_END, *MODEL], ids=lambda row: row[1])
+def test_names(row):
+    assert fault([row]) is None
 
 
-def test_hooks_of_the_processor():
+def test_names_of_all_hooks_are_looked_for():
     ours = {name for name in vars(PruningProcessor) if name.startswith("_get") or name.startswith("_apply")}
-    assert ours == set(HOOKS)
-    assert all(callable(getattr(BaseMultiModalProcessor, name)) for name in HOOKS)
-    assert callable(llava._build_llava_or_pixtral_hf_info)
-    assert callable(qwen2_vl.Qwen2VLProcessingInfo._get_vision_info)
+    looked_for = {path.removeprefix("BaseMultiModalProcessor.") for _, path, _ in FRONT_END}
+    assert {name for name in looked_for if name.startswith("_")} == ours
 
 
 def test_registration():
@@ -48,23 +42,47 @@ def test_registration():
     assert ModelRegistry.get_supported_archs() > PRUNED.keys()
     for architecture in ModelRegistry.get_supported_archs():
         hook = MODELS_CONFIG_MAP[architecture]
-        assert hook is Served if architecture in PRUNED else not isinstance(hook.stock, Refused)
+        assert isinstance(hook, Served if architecture in PRUNED else Refused)
+        assert not isinstance(hook.stock, (Served, Refused))
     for kind in (Served, Refused):
         assert hooks == {name for name in vars(kind) if name.startswith("verify")}
 
 
-def test_hooks_that_are_replaced():
-    """None of vLLM's own: those of the architectures that are refused are kept and called."""
-    written = inspect.getsource(vllm.model_executor.models.config)
-    assert '"Gemma4ForConditionalGeneration": ' in written
-    assert not any(f'"{architecture}": ' in written for architecture in PRUNED)
+def changed(inputs, time):
+    """A hook whose parameters have other names."""
 
 
-def test_another_version_is_left_alone(monkeypatch, logged):
-    monkeypatch.setattr(vllm, "__version__", "0.31.2")
-    monkeypatch.setattr(ModelRegistry, "register_model", None)
+@pytest.mark.parametrize(("name", "there"), [("_get_mm_hashes", None), ("apply", changed)])
+def test_a_vllm_that_lacks_a_name_refuses_foveate_and_serves_all_else(monkeypatch, name, there):
+    monkeypatch.setattr(hooks_of_vllm, "MODELS_CONFIG_MAP", dict(MODELS_CONFIG_MAP))
+    monkeypatch.setattr(ModelRegistry, "register_model", lambda model_arch, model_cls: pytest.fail(model_arch))
+    monkeypatch.setattr(BaseMultiModalProcessor, name, there)
+    if there is None:
+        monkeypatch.delattr(BaseMultiModalProcessor, name)
     register()
-    assert [(record.levelname, "0.31.2" in record.getMessage()) for record in logged.records] == [("INFO", True)]
+    hooks = hooks_of_vllm.MODELS_CONFIG_MAP["LlavaForConditionalGeneration"]
+    config = SimpleNamespace(hf_config=SimpleNamespace(), architecture="Some", multimodal_config=None)
+    hooks.verify_and_update_model_config(config)
+    config.hf_config.foveate = {"keep": 4}
+    with pytest.raises(
+        ValueError, match=rf"vLLM {vllm.__version__}, which has no .*BaseMultiModalProcessor.{name}"
+    ):
+        hooks.verify_and_update_model_config(config)
+
+
+def test_a_vllm_that_cannot_refuse_says_that_nothing_is_pruned(monkeypatch, logged):
+    monkeypatch.delattr(hooks_of_vllm, "MODELS_CONFIG_MAP")
+    register()
+    [record] = logged.records
+    assert record.levelname == "WARNING"
+    assert "config.MODELS_CONFIG_MAP: " in record.getMessage()
+    assert "nothing is pruned" in record.getMessage()
+
+
+def test_a_model_that_lacks_a_name_is_not_loaded(monkeypatch):
+    monkeypatch.delattr(llava, "_build_llava_or_pixtral_hf_info")
+    with pytest.raises(ImportError, match=r"_build_llava_or_pixtral_hf_info.*VLLM_PLUGINS"):
+        importlib.reload(importlib.import_module("foveate.vllm.models"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The plugin for vLLM 0.32: image tokens are pruned before the language model sees them.
+"""The plugin for vLLM 0.32 and 0.33: image tokens are pruned before the language model sees them.
 
     vllm serve MODEL --hf-overrides '{"foveate": {"method": "spare", "keep": 64}}'
 

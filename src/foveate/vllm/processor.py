@@ -1,6 +1,6 @@
 """The front end's part: what is asked for becomes a choice per image, its placeholders and its identity in caches.
 
-The names with an underscore are vLLM 0.32's own (`BaseMultiModalProcessor`); tests_vllm/test_seams.py guards them.
+The hooks with an underscore are vLLM's own (`BaseMultiModalProcessor`): `foveate.vllm.names` lists them.
 """
 
 import json

@@ -1,16 +1,12 @@
-"""What vLLM is told at the start of each of its processes, and what is refused before a model is loaded.
-
-Names that vLLM 0.32 does not document, all guarded by tests_vllm/test_seams.py: `MODELS_CONFIG_MAP` (a table of
-hooks per architecture) and the attributes of its configs that the hook reads.
-"""
+"""What vLLM is told at the start of each of its processes, and what is refused before a model is loaded."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from foveate.families import FAMILIES
 from foveate.vllm.choice import KEY, Request
+from foveate.vllm.names import FRONT_END, TABLES, fault
 
-VERSION = "0.32."
 # The class that takes the place of vLLM's own, for each architecture it is registered under.
 PRUNED = {
     "LlavaForConditionalGeneration": "PrunedLlava",
@@ -26,7 +22,7 @@ ONE_AXIS = frozenset(name for name in PRUNED if name.startswith("Llava"))
 SHORT = "qwen3_vl"
 # Rotary embeddings whose rows do not depend on how many there are: the table may be made longer.
 LENGTHENED = ("default", "linear", "llama3")
-# How LLaVA-OneVision shrinks large images; vLLM 0.32 does it so whatever the config says.
+# How LLaVA-OneVision shrinks large images; vLLM does it so whatever the config says.
 ASPECT = "anyres_max_9"
 # Speculators without a model of their own; others are handed encoder rows by vLLM, which hold more than features.
 SPECULATORS = ("ngram", "ngram_gpu", "suffix")
@@ -35,34 +31,39 @@ SPECULATORS = ("ngram", "ngram_gpu", "suffix")
 def register() -> None:
     """Put our classes in vLLM's tables; without ``foveate`` in a model's config they do what stock ones do.
 
-    May be called again. Another version of vLLM is left alone.
+    May be called again. A vLLM that lacks a name which the plugin relies on refuses ``foveate`` alone.
     """
-    import vllm
     from vllm.logger import init_logger
+
+    if lacking := fault(TABLES):
+        # Nothing can be refused without these tables: an option of foveate would be ignored.
+        init_logger("vllm.foveate").warning("%s; nothing is pruned", lacking)
+        return
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    if not vllm.__version__.startswith(VERSION):
-        # No warning: who has both installed may have no wish to prune, and each of vLLM's processes would warn.
-        init_logger("vllm.foveate").info(
-            "foveate prunes with vLLM %sx alone, this is %s: nothing is registered", VERSION, vllm.__version__
-        )
-        return
-    for architecture, name in PRUNED.items():
+    lacking = fault(FRONT_END)
+    pruned = {} if lacking else PRUNED
+    for architecture, name in pruned.items():
         # By name: the class itself would load models, and CUDA with them, in processes that need neither.
         ModelRegistry.register_model(architecture, f"foveate.vllm.models:{name}")
-        MODELS_CONFIG_MAP[architecture] = Served
-    for architecture in ModelRegistry.get_supported_archs() - PRUNED.keys():
-        stock = MODELS_CONFIG_MAP.get(architecture)
-        if not isinstance(stock, Refused):
-            MODELS_CONFIG_MAP[architecture] = Refused(stock)
+    for architecture in ModelRegistry.get_supported_archs():
+        hooks = MODELS_CONFIG_MAP.get(architecture)
+        stock = hooks.stock if isinstance(hooks, (Served, Refused)) else hooks
+        MODELS_CONFIG_MAP[architecture] = Served(stock) if architecture in pruned else Refused(stock, lacking)
 
 
+@dataclass(frozen=True)
 class Served:
-    """vLLM's hooks for an architecture that can be pruned (`VerifyAndUpdateConfig`)."""
+    """vLLM's hooks for an architecture that can be pruned (`VerifyAndUpdateConfig`).
 
-    @staticmethod
-    def verify_and_update_model_config(model_config: Any) -> None:
+    Attributes:
+        stock: the hooks that were there, or None; they are called first.
+    """
+
+    stock: Any = None
+
+    def verify_and_update_model_config(self, model_config: Any) -> None:
         """Check the server's default, and have original positions kept where positions have one axis.
 
         Raises:
@@ -70,6 +71,8 @@ class Served:
         """
         from vllm.logger import init_logger
 
+        if self.stock is not None:
+            self.stock.verify_and_update_model_config(model_config)
         _refuse_options_of_the_engine(model_config)
         config = model_config.hf_config
         if getattr(config, KEY, None) is None:
@@ -100,13 +103,14 @@ class Served:
         # rotary embedding is built from text_config, and stays as it is.
         config.rope_parameters = {"mrope_section": [1, 1, 1]}
 
-    @staticmethod
-    def verify_and_update_config(vllm_config: Any) -> None:
+    def verify_and_update_config(self, vllm_config: Any) -> None:
         """Refuse what pruning cannot go with.
 
         Raises:
             ValueError: what, and what is allowed.
         """
+        if self.stock is not None:
+            self.stock.verify_and_update_config(vllm_config)
         if getattr(vllm_config.model_config.hf_config, KEY, None) is None:
             return
         parallel, multimodal = vllm_config.parallel_config, vllm_config.model_config.multimodal_config
@@ -139,10 +143,12 @@ class Refused:
     """The hooks for an architecture that vLLM serves and this plugin does not.
 
     Attributes:
-        stock: the hooks that were there, which are called as ever.
+        stock: the hooks that were there, or None; they are called as ever.
+        lacking: what this vLLM lacks for any architecture; None if nothing.
     """
 
     stock: Any
+    lacking: str | None = None
 
     def verify_and_update_model_config(self, model_config: Any) -> None:
         """Refuse to serve unpruned what was asked to be pruned.
@@ -153,7 +159,8 @@ class Refused:
         _refuse_options_of_the_engine(model_config)
         if getattr(model_config.hf_config, KEY, None) is not None:
             raise ValueError(
-                f"foveate cannot prune {model_config.architecture} here: allowed are {', '.join(PRUNED)}"
+                self.lacking
+                or f"foveate cannot prune {model_config.architecture} here: allowed are {', '.join(PRUNED)}"
             )
         if self.stock is not None:
             self.stock.verify_and_update_model_config(model_config)

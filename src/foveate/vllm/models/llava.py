@@ -77,7 +77,7 @@ def llava_processor(info: Any, dummy_inputs: Any, **options: Any) -> Any:
 
 @MULTIMODAL_REGISTRY.register_processor(
     llava_processor,
-    info=llava._build_llava_or_pixtral_hf_info,  # which of the two; guarded by tests_vllm/test_seams.py
+    info=llava._build_llava_or_pixtral_hf_info,  # which of the two
     dummy_inputs=llava.LlavaDummyInputsBuilder,
 )
 class PrunedLlava(OneAxis, llava.LlavaForConditionalGeneration):

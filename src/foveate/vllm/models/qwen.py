@@ -64,7 +64,7 @@ class QwenProcessor(PruningProcessor):
         if images.get(index) is None:  # known by its uuid alone: the longest there may be
             return math.isqrt(LONGEST * int(self.info.get_max_image_tokens()))
         shown = images.get_image_size(index)
-        size, tokens = self.info._get_vision_info(  # guarded by tests_vllm/test_seams.py
+        size, tokens = self.info._get_vision_info(
             image_width=shown.width,
             image_height=shown.height,
             image_processor=self.info.get_image_processor(),
