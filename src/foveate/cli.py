@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from foveate import bench, draw, mini
+from foveate.bench.estimate.command import estimate
 from foveate.errors import FoveateError, InvalidInputs
 from foveate.families import FAMILIES
 
@@ -64,6 +65,7 @@ app = typer.Typer(
 
 measure = typer.Typer(cls=_OneLine, help="Measure what a method costs and saves.", no_args_is_help=True)
 app.add_typer(measure, name="bench")
+app.command()(estimate)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ModelOption = Annotated[str, typer.Option(help="Checkpoint path or id; mini is the bundled one.")]

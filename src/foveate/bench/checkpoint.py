@@ -35,10 +35,9 @@ def load(path: str | Path = MINI) -> tuple["PreTrainedModel", Any]:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
     bundled = path == MINI
     path = mini.PATH if bundled else path
-    _check_type(str(path))
+    check_type(str(path))
     gpu = torch.cuda.is_available()
     dtype = "auto" if gpu and not bundled else torch.float32
     try:
@@ -99,10 +98,16 @@ def _prompt(processor: Any, question: str, mark: str) -> str:
     return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
-def _check_type(path: str) -> None:
-    """Refuse a checkpoint by its configuration alone."""
+def check_type(path: str) -> None:
+    """Refuse a checkpoint by its configuration alone.
+
+    Raises:
+        InvalidInputs: there is none.
+        UnsupportedModel: its type has no family.
+    """
     from transformers import PretrainedConfig
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
     try:
         config = PretrainedConfig.get_config_dict(path)[0]
     except (OSError, ValueError) as error:
