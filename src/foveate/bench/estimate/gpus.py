@@ -52,7 +52,7 @@ class Sheet:
 
 # "With sparsity" numbers are halved: the sheets of Ada, Hopper and Blackwell print those.
 GPUS = {
-    "T4": Sheet(65, 320, 16, "NVIDIA T4 data sheet"),
+    "T4": Sheet(65, 300, 16, "NVIDIA T4 data sheet"),
     "A10": Sheet(125, 600, 24, "NVIDIA A10 data sheet"),
     "A40": Sheet(149.7, 696, 48, "NVIDIA A40 data sheet"),
     "A100 40GB": Sheet(312, 1555, 40, "NVIDIA A100 data sheet"),

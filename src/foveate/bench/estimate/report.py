@@ -56,7 +56,10 @@ def verdict(found: Plain) -> str:
         begin += f"brings the first token {ratio:.2f}x as soon (the pruned prefill is bound by {bound})"
     elif bound == "launches":
         before, after = (size(found["cache"][arm]) for arm in ("all", "pruned"))
-        begin += f"saves memory alone (KV cache {before} -> {after}), for the prefill is bound by launches"
+        begin += (
+            f"saves memory alone (KV cache {before} -> {after}; the first token comes {ratio:.2f}x as soon), for "
+            "the prefill is bound by launches"
+        )
     else:
         begin += f"brings the first token only {ratio:.2f}x as soon, for the vision tower takes most of it"
     return f"{begin}; it pays {_from(found)}."

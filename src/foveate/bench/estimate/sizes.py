@@ -87,13 +87,14 @@ class Sizes:
 def _config(name: str) -> "PreTrainedConfig":
     if name in PRESETS:
         return PRESETS[name].config()
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = str(mini.PATH) if name == MINI else name
     check_type(path)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise InvalidInputs(f"model {name!r}: its config.json cannot be read ({first_line(error)})") from error
     return config
 
