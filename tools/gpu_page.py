@@ -66,9 +66,10 @@ def machine(summaries: list[dict]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
         f"All of it is of commit {COMMIT} (code {code}): {device}; {packages}; {dtype}, {attention} attention, "
-        "random weights at real dimensions, 64 tokens of text. Times are medians with quartiles, in ms. Ratios are "
-        "taken within a round; their intervals are between order statistics, and *faster* or *slower* is said "
-        "only where one of 95 % or more leaves out 1. [docs/performance.md](../performance.md) says where the stages are cut."
+        "random weights at real dimensions, 64 tokens of text. Times are medians with quartiles, in ms. Ratios "
+        "are taken within a round; their intervals are between order statistics, and *faster* or *slower* is said "
+        "only where one of 95 % or more leaves out 1. [docs/performance.md](../performance.md) says where the "
+        "stages are cut."
     )
 
 
@@ -109,7 +110,7 @@ def engine() -> str:
         [
             "## The selection engine alone",
             f"{name}, the same commit; medians in ms, printed by `tools/engine_times_gpu.py`. *Ours* is one "
-            "image, *32 at once* 32 images in one call, *1 step* one of the k steps, each waiting for the one before.",
+            "image, *32 at once* 32 images in one call, *1 step* one of the k steps, one after another.",
             "\n".join(rows),
         ]
     )
