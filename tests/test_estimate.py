@@ -222,7 +222,7 @@ def test_the_command_prints_json_alone():
 
 BAD = {
     "no model": ((), "--model"),
-    "no such model": (("--model", "./no/such"), "no checkpoint there"),
+    "no such model": (("--model", "./no/such"), "there is no such folder"),
     "gpu": (("--model", "mini", "--gpu", "abacus"), "allowed are T4"),
     "gpu and measure": (("--model", "mini", "--gpu", "T4", "--measure"), "one of the two"),
     "keep": (("--model", "mini", "--keep", "x"), "'x'"),

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
+from foveate.bench.defaults import Speed
 from foveate.bench.estimate.gpus import Device
 from foveate.bench.estimate.sizes import Sizes
 
-TEXT, NEW_TOKENS = 64, 16
 # Launches, as shares of those of one decoder layer; fitted to one H200's host, choosing to SPARE at batch 1.
 TOWER_LAYER, WINDOW, CHOOSING = 0.78, 0.055, 6.0
 PAYS = 1.1  # times as soon: less than this is not promised
@@ -59,7 +59,7 @@ class Case:
     batch: int
     tokens: int
     kept: int
-    text: int = TEXT
+    text: int = Speed.TEXT
 
     @property
     def width(self) -> int:

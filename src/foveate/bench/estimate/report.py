@@ -1,11 +1,11 @@
 """An estimate as plain data, as tables, and in one sentence."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
 
+from foveate.bench.defaults import Speed
 from foveate.bench.estimate import cost
 from foveate.bench.estimate.cost import Case, Stage
 from foveate.bench.estimate.gpus import Device
@@ -37,7 +37,7 @@ def estimate(model: str, sizes: Sizes, device: Device, case: Case) -> Plain:
             for name in NAMES
         },
         "first_token": {arm: 1000 * cost.first_token(sizes, device, one) for arm, one in both.items()},
-        "cache": {arm: cost.cached(sizes, one, cost.NEW_TOKENS) * device.bytes for arm, one in both.items()},
+        "cache": {arm: cost.cached(sizes, one, Speed.NEW_TOKENS) * device.bytes for arm, one in both.items()},
         "weights": sizes.total * device.bytes,
         "sooner": cost.sooner(sizes, device, case),
         "pays_from_batch": cost.pays_from_batch(sizes, device, case),
@@ -77,7 +77,7 @@ def _from(found: Plain) -> str:
     return f"{by_batch}, and {by_tokens}"
 
 
-def estimate_table(found: Plain) -> Iterator[Table]:
+def estimate_table(found: Plain) -> Table:
     """Each stage with all tokens and with those kept: ms, and what bounds it; then the cache."""
     title = f"{found['model']}, batch {found['batch']}, {found['text']} tokens of text: ms, and what bounds them"
     table = plain_table("stage", title=title)
@@ -89,8 +89,8 @@ def estimate_table(found: Plain) -> Iterator[Table]:
         table.add_row(label, *(text for cell in cells for text in _cells(cell)))
     totals, caches = found["first_token"], found["cache"]
     table.add_row("first token", _ms(totals["all"]), "", _ms(totals["pruned"]), "")
-    table.add_row(f"KV cache, {cost.NEW_TOKENS} new tokens", size(caches["all"]), "", size(caches["pruned"]), "")
-    yield table
+    table.add_row(f"KV cache, {Speed.NEW_TOKENS} new tokens", size(caches["all"]), "", size(caches["pruned"]), "")
+    return table
 
 
 def notes(found: Plain) -> list[str]:

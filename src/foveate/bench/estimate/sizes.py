@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate import mini
-from foveate.bench.checkpoint import MINI, check_type
+from foveate.bench.checkpoint import check_type
+from foveate.bench.defaults import MINI
 from foveate.bench.speed.presets import PRESETS
 from foveate.errors import InvalidInputs, UnsupportedModel, first_line
 

@@ -13,7 +13,7 @@ def milliseconds(entry: Plain, spread: bool = False) -> str:
     """``412``, or with its quartiles ``412 (405–420)``: the median in ms."""
     text = _three(1000 * entry["median"])
     low, high = (_three(1000 * value) for value in entry["quartiles"])
-    return f"{text} ({low}–{high})" if spread else text
+    return f"{text} ({low}–{high})" if spread and entry["quartiles"][0] < entry["quartiles"][1] else text
 
 
 def speedup(entry: Plain | None) -> str:
@@ -21,7 +21,8 @@ def speedup(entry: Plain | None) -> str:
     if entry is None:
         return DASH
     low, high = entry["interval"]
-    return f"{entry['median']:.2f}x {WORDS[entry['sign']]} ({low:.2f}–{high:.2f})"
+    bounds = f" ({low:.2f}–{high:.2f})" if low < high else ""  # a single repeat has none
+    return f"{entry['median']:.2f}x {WORDS[entry['sign']]}{bounds}"
 
 
 def size(number: int | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from foveate.bench.checkpoint import check_length
 from foveate.bench.machine import commit
 from foveate.bench.speed.clock import Clock, clock_of
 from foveate.bench.speed.contestants import Contestant
@@ -75,6 +76,7 @@ def run(
     for size in subject.sizes:
         for batch in batches:
             inputs = subject.inputs(size, batch)
+            check_length(subject.model, inputs, effort.new_tokens)
             case = (subject.visual_tokens(inputs), batch)
             cases.append(case)
             try:

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.lines import add_line, foreign, read_lines
-
-FILE = "speed.jsonl"
+from foveate.bench.defaults import Speed
+from foveate.bench.lines import add_line, read_lines
 
 Case = tuple[int, int]  # visual tokens per image, rows
 
@@ -94,12 +93,9 @@ class Store:
         store = cls(settings)
         if folder is None:
             return store
-        path = folder / FILE
-        try:
-            for entry in read_lines(path, settings):
-                store._keep(Timed(**entry) if "round" in entry else Weighed(**entry))
-        except TypeError as error:
-            raise foreign(path) from error
+        path = folder / Speed.FILE
+        for result in read_lines(path, settings, lambda line: (Timed if "round" in line else Weighed)(**line)):
+            store._keep(result)
         store.path = path
         return store
 
