@@ -30,7 +30,7 @@ class Speed:
     PRESETS = ("llava-0.5b", "qwen2.5-vl-0.5b", "llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b")
     METHODS = "spare,resprune,uniform,fastv,pyramiddrop,sparsevlm"
     BUDGETS = "192,64"
-    BATCHES = "1"
+    BATCHES, BATCHES_OF = "auto", {"cuda": "1,4,16", "cpu": "1"}
     REPEATS, WARMUP, NEW_TOKENS, TEXT = 7, 1, 16, 64  # text: a short system prompt and a question
     ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
     DTYPES = ("float32", "bfloat16", "float16")

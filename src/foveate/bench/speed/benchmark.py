@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from foveate.bench.defaults import Speed
 from foveate.bench.machine import code, machine, versions
 from foveate.bench.speed.clock import Clock
@@ -29,6 +31,7 @@ DECIDING = (
             "passing",
             "presets",
             "prompts",
+            "queue",
             "running",
             "stand_in",
             "subject",
@@ -70,7 +73,7 @@ class Benchmark:
         Args:
             methods: such as ``spare,fastv:layer=3``.
             keep: budgets such as ``192,64``.
-            batch: rows, such as ``1,4``.
+            batch: rows, such as ``1,4``; ``auto`` is 1, 4 and 16 on a GPU, and 1 on a CPU.
             sizes: visual tokens per image, such as ``144,576``; None is the preset's own.
             repeats: rounds, 1 or more.
             warmup: 0 or more.
@@ -83,6 +86,8 @@ class Benchmark:
             if value < least:
                 raise InvalidOption(f"{name} {value}: allowed is {least} or more")
         asked = None if sizes is None else _numbers("sizes", sizes)
+        if batch == Speed.BATCHES:
+            batch = Speed.BATCHES_OF["cuda" if torch.cuda.is_available() else "cpu"]
         return cls(
             contestants(methods, keep), _numbers("batch", batch), asked, Effort(repeats, warmup, new_tokens)
         )

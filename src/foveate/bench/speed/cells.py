@@ -41,6 +41,13 @@ def layers(tokens: list[int]) -> str:
     return ", ".join([str(tokens[0]), *(f"{tokens[place]} from layer {place + 1}" for place in changes)])
 
 
+def added(row: Plain) -> str:
+    """``5.65 ms, 75 operations, 17 reads``: what pruning adds beside the encoder; a dash for stock."""
+    if row["operations"] is None:
+        return DASH
+    return f"{milliseconds(row['seconds']['select'])} ms, {row['operations']} operations, {row['reads']} reads"
+
+
 def share(value: float) -> str:
     """``4.2 %``."""
     return f"{_three(100 * value)} %"

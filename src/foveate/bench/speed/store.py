@@ -53,6 +53,8 @@ class Weighed:
         attention: the backends that were in force.
         dtype: of the weights.
         decided: what pruned, with its ``auto`` options decided; None for stock.
+        operations: that pruning launches beside the encoder; None for stock, and in results of older versions.
+        reads: for which the host waits there; None likewise.
     """
 
     tokens: int
@@ -65,6 +67,8 @@ class Weighed:
     attention: str
     dtype: str
     decided: str | None
+    operations: int | None = None
+    reads: int | None = None
 
 
 @dataclass
