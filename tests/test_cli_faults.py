@@ -189,7 +189,9 @@ def test_output_that_cannot_be_written_is_one_line(arguments):
 def test_a_reader_that_has_gone_is_no_error_to_tell_of():
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-c", MAIN, "methods"], stdout=writing, stderr=subprocess.PIPE, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "methods"], stdout=writing, stderr=subprocess.PIPE, timeout=300
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
 
