@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from foveate.errors import FoveateError, first_line
@@ -13,31 +13,35 @@ TRACEBACK = "FOVEATE_TRACEBACK"  # set to anything: unexpected errors show where
 
 
 @contextmanager
-def one_line(unexpected: bool = False) -> Iterator[None]:
+def one_line(unexpected: bool = False, signals: Sequence[int] = ()) -> Iterator[None]:
     """End in one line and an exit code where the block raises what may be expected.
 
     Args:
         unexpected: whether any other error ends so, too.
+        signals: holds those that came; an unexpected error behind one is what a library made of it.
     """
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # while it can still be told that nothing more can be written
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()  # while it can still be told that nothing more can be written
     except BaseException as error:
-        told = _told(error) or (_unexpected(error) if unexpected else None)
+        told = _told(error) or (_unexpected(error, signals) if unexpected else None)
         if told is None:
             raise
         line, code = told
     else:
         return
     if line:
-        print(f"foveate: {' '.join(line.split())}", file=sys.stderr)
+        print(f"foveate: {' '.join(line.split())}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def _told(error: BaseException) -> tuple[str, int] | None:
     """The line and the exit code of an error that may be expected; None for others."""
+    if isinstance(error, SystemExit):  # told already
+        return None
     stopped = _interrupt(error)
     if stopped is not None:
         return str(stopped) or "stopped", STOPPED
@@ -52,9 +56,9 @@ def _told(error: BaseException) -> tuple[str, int] | None:
 
 def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
     """The Ctrl-C behind an error: while modules load, Python may make another error of it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return error
+    return _interrupt(error.__cause__) or _interrupt(error.__context__)
 
 
 def _unwritten(error: OSError) -> tuple[str, int]:
@@ -68,7 +72,9 @@ def _unwritten(error: OSError) -> tuple[str, int]:
     return what, FAILED
 
 
-def _unexpected(error: BaseException) -> tuple[str, int] | None:
+def _unexpected(error: BaseException, signals: Sequence[int]) -> tuple[str, int] | None:
+    if signals and not isinstance(error, SystemExit):
+        return "stopped", STOPPED
     if not isinstance(error, Exception) or os.environ.get(TRACEBACK):
         return None
     return f"unexpected {type(error).__name__}: {first_line(error)} ({TRACEBACK}=1 shows where)", FAILED
