@@ -1,8 +1,8 @@
 """The gain of pruning at batch 1: a prefill that is compiled for the one length that pruning leaves.
 
 At batch 1 a fast GPU waits for Python to launch the layers (docs/gpu/performance.md). A compiled decoder launches
-a few fused kernels instead. It is compiled again for each length of prompt; ``keep=64`` gives images of any size the
-same 64 tokens, so that only the text changes it: pad it on the left to a few lengths. Decoding stays as it is.
+a few fused kernels instead. It is compiled again for each length of prompt; ``keep=64`` gives images of any size
+the same 64 tokens, so that only the text changes it: pad it on the left to a few lengths. Decoding stays as it is.
 
 On a GPU take ``backend="inductor"``, the default. Do not add ``mode="reduce-overhead"``: its CUDA graphs reuse the
 memory that the KV cache lies in. No GPU was at hand to measure the gain; a test holds the logits and the answer
@@ -53,6 +53,5 @@ if __name__ == "__main__":
         for run in ("compiling", "compiled"):
             start = time.perf_counter()
             answer = model.generate(**pruned, max_new_tokens=8, do_sample=False)
-            print(
-                f"{run}: {time.perf_counter() - start:.2f} s, {processor.decode(answer[0], skip_special_tokens=True)}"
-            )
+            seconds = time.perf_counter() - start
+            print(f"{run}: {seconds:.2f} s, {processor.decode(answer[0], skip_special_tokens=True)}")
