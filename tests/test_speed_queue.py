@@ -82,9 +82,9 @@ def test_the_result_is_the_same_with_and_without_counting(name):
 
 def test_one_more_operation_in_a_method_is_one_more_in_the_count():
     class OneMore(foveate.UniformGrid):
-        def select(self, tokens, k):
+        def rank(self, tokens, k):
             tokens.features.add(1)
-            return super().select(tokens, k)
+            return super().rank(tokens, k)
 
     model, inputs = ZOO["llava"].build(), ZOO["llava"].prompt((1,))
     plain, more = (

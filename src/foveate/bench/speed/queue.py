@@ -133,7 +133,7 @@ class _HostCopies(TorchFunctionMode):
 
 
 def _copies_to_host(packet: Any, args: Any, kwargs: Any) -> bool:
-    """Counted on a CPU, ``to(device, dtype)`` names the CPU, too: there a copy to the host is one of equal dtype."""
+    """On a CPU ``to(device, dtype)`` names the CPU, too: there a copy to the host is one of equal dtype."""
     if packet is not aten._to_copy or str(kwargs.get("device")) != "cpu":
         return False
     return kwargs.get("dtype") in (None, args[0].dtype) or args[0].device.type != "cpu"
