@@ -14,7 +14,7 @@ RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_soun
 ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,seams zoo oracle prune attach inside families turns cli)))
 
 .PHONY: demo test test-lowest oracles-lowest newest test-newest oracles-newest versions-newest test-vllm constraints check quality speed \
-	serving engine families clean
+	serving gpu-page engine families clean
 
 INSTALL := pip install --quiet --disable-pip-version-check
 EXTRAS := [nouns,plot,dev]
@@ -117,6 +117,11 @@ speed: $(VENV)/.ready
 # cores that do nothing else; what a stopped run has done is kept in build/serving.
 serving: $(VENV)/.ready $(VENV)-vllm/.ready
 	$(BIN)/python tools/serving.py $(VENV)-vllm/bin/vllm build/llava-0.5b --pythonpath tests_vllm/environment $(SERVING) --out build/serving --docs docs
+
+# The tables of docs/gpu/performance.md, from the stores beside it, and those of docs/estimate.md.
+gpu-page: $(VENV)/.ready
+	$(BIN)/python tools/gpu_page.py
+	$(BIN)/python tools/estimate_page.py
 
 # The tables of docs/engine.md.
 engine: $(VENV)/.ready

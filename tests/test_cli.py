@@ -1,5 +1,6 @@
 """The command: what it prints, and one line and exit code 2 for bad input."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -122,10 +123,17 @@ def test_any_llava_checkpoint_works_without_template_and_clip(tmp_path):
     assert data["answers"][0]["prompt_tokens"] == stock["answers"][0]["prompt_tokens"]
 
 
-def test_methods_lists_the_table():
+def test_equal_budgets_are_asked_once():
+    data = run_json("ask", SCENE, QUESTION, "--keep", "9999,576,0.5,288,32", "--max-new-tokens", "1")
+    assert [answer["visual_tokens"] for answer in data["answers"]] == [576, 288, 32]
+
+
+def test_methods_lists_the_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "tools"))
     rows = run_json("methods")["methods"]
     assert [row["name"] for row in rows] == [*METHODS, *INSIDE]
     spare = rows[0]
+    assert rows == json.loads(importlib.import_module("methods_table").facts())["methods"]
     assert spare["options"] == {"beta": 0.25, "relevance": "auto", "sign": "-", "rows": "raw"}
     assert spare["needs"] == ["question"]
     assert all(row["source"] for row in rows)
@@ -159,11 +167,11 @@ BAD = {
     "unknown method": (["ask", SCENE, "?", "--method", "best"], "allowed are spare"),
     "unknown option": (["ask", SCENE, "?", "--method", "spare:gamma=1"], "allowed are beta, relevance"),
     "option of none": (["ask", SCENE, "?", "--method", "uniform:beta=1"], "none at all"),
-    "bad option value": (["ask", SCENE, "?", "--method", "spare:beta=x"], "float number"),
+    "bad option value": (["ask", SCENE, "?", "--method", "spare:beta=x"], "allowed is a number"),
     "option out of range": (["ask", SCENE, "?", "--method", "spare:beta=-1"], "0 or more"),
     "bad choice": (["ask", SCENE, "?", "--method", "spare:relevance=eye"], "auto, clip, llm, none"),
     "no checkpoint": (["ask", SCENE, "?", "--model", "empty"], "no checkpoint there"),
-    "no such model": (["ask", SCENE, "?", "--model", "./no/such/path"], "no checkpoint there"),
+    "no such model": (["ask", SCENE, "?", "--model", "./no/such/path"], "no such folder"),
     "unsupported model": (["ask", SCENE, "?", "--model", "bert"], "supported are llava"),
     "no weights": (["ask", SCENE, "?", "--model", "hollow"], "cannot be loaded"),
     "broken weights": (["ask", SCENE, "?", "--model", "broken"], "cannot be loaded"),
@@ -185,7 +193,7 @@ BAD = {
     "split with own data": ([*QUALITY, "--split", "dev", "--data", "mine.jsonl"], "one of the two"),
     "no such data": ([*QUALITY, "--data", "nowhere.jsonl"], "no such file"),
     "bad data": ([*QUALITY, "--data", "mine.jsonl"], "line 2: not JSON"),
-    "docs without folder": ([*QUALITY, "--docs", "no/such"], "no such folder"),
+    "docs is a file": ([*QUALITY, "--docs", "mine.jsonl"], "allowed is a folder"),
     "results of another kind": ([*QUALITY, "--questions", "8", "--out", "other"], "not a file of earlier"),
     "out is a file": ([*QUALITY, "--questions", "8", "--out", "mine.jsonl"], "cannot be read or written"),
     "unknown command of bench": (["bench", "beauty"], "beauty"),
@@ -230,7 +238,7 @@ def test_the_real_command_prints_only_json_on_standard_output():
         check=True,
     )
     assert json.loads(done.stdout)["answers"][0]["visual_tokens"] == 64
-    assert done.stderr == ""
+    assert all(line.endswith(" s so far") for line in done.stderr.splitlines())  # on a slow machine
 
 
 @pytest.mark.slow

@@ -36,19 +36,20 @@ ASKED = ("spare", "resprune", "rrqr")  # and the other controls
 EASE = np.random.default_rng(0).permutation(np.linspace(0, 1, N))
 
 
-def measured(energy_of, suites="default", keep="64,16", right_of=None):
+def measured(energy_of, suites="default", keep="64,16", right_of=None, n=N, sizes=None):
     """Made-up answers: by default a question is right where its ease exceeds the method's rate of failure."""
+    sizes = [576] * n if sizes is None else sizes
     plan = Plan.make(suites_of(suites, ASKED if "default" in suites else ()), parse_budgets(keep), lambda arm: arm)
-    items = [Item(str(i), "?", SKILLS[i % 2], None, None) for i in range(N)]
+    items = [Item(str(i), "?", SKILLS[i % 2], None, None) for i in range(n)]
     store = Store()
     rng = np.random.default_rng(1)
     for arm in plan.arms:
         chance = 1.0 if arm.keeps_all else METHODS.get(type(arm.method).__name__, 0.4)
-        right = EASE + chance >= 1 if right_of is None else right_of(arm, rng)
-        energy = [0.0] * N if arm.keeps_all else energy_of(arm, rng)
-        kept = 576 if arm.keeps_all else arm.budget.keep
+        right = (EASE + chance >= 1 if right_of is None else right_of(arm, rng))[:n]
+        energy = [0.0] * n if arm.keeps_all else energy_of(arm, rng)[:n]
+        kept = [arm.budget.count(size) for size in sizes]
         ids, skills = [item.id for item in items], [item.skill for item in items]
-        store.add(Batch(*arm.key, [kept] * N, ids, skills, [bool(r) for r in right], list(energy), [""] * N, 1.0))
+        store.add(Batch(*arm.key, kept, ids, skills, [bool(r) for r in right], list(energy), [""] * n, 1.0))
     return Measured.of(plan, items, store)
 
 
@@ -204,6 +205,63 @@ def test_without_the_default_suite_there_are_no_plots(tmp_path):
     path = write_documents(summarise(measured(chance_energy, "alpha"), CONTEXT), tmp_path, "c")
     assert "## Suite `alpha`" in path.read_text()
     assert not list(tmp_path.glob("*.png"))
+
+
+def intervals(data):
+    """Every interval of a summary with its place, and whether it is that of a share of right answers alone."""
+    if isinstance(data, dict):
+        if "interval" in data:
+            yield data["interval"], "accuracy" in data
+        for value in data.values():
+            yield from intervals(value)
+    for value in data if isinstance(data, list) else ():
+        yield from intervals(value)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0, None])
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_an_interval_is_printed_where_one_can_be_had(tmp_path, n, right):
+    right_of = None if right is None else lambda arm, rng: np.full(N, right)
+    data = summarise(measured(chance_energy, "default,sign-space", right_of=right_of, n=n), CONTEXT)
+    for interval, of_accuracy in intervals(data):
+        assert interval is None or n > 1 or of_accuracy  # Wilson's takes one question
+        assert interval is None or not of_accuracy or interval[0] < interval[1]
+    if n == 1:
+        differences = [d for suite in data["suites"].values() for d in suite["differences"]] + data["controls"]
+        assert {(d["interval"], d["sign"]) for d in differences} == {(None, 0)}
+        assert {row["interval"] for row in data["random"]} == {None}
+    path = write_documents(data, tmp_path, "c")
+    text = path.read_text() + "".join(cell for table in bench.quality_tables(data) for cell in written(table))
+    assert "(100–100)" not in text
+    assert "(0–0)" not in text
+    assert "nan" not in text
+    assert "inf" not in text.replace("information", "")
+
+
+def written(table):
+    return [cell for column in table.columns for cell in column.cells] + [str(c.header) for c in table.columns]
+
+
+@pytest.mark.parametrize(
+    ("keep", "sizes", "columns"),
+    [
+        ("64,9999", [576] * N, [576, 64]),
+        ("0.5,288", [576] * N, [288]),
+        ("9999,576,0.5,288,64,64", [576] * N, [576, 288, 64]),
+        ("0.11", [576] * N, [63]),
+        ("9999,64", [100, 300] * (N // 2), [200, 64]),
+        ("0.5,9999", [101, 300] * (N // 2), [200.5, 100.5]),
+        ("0.5,100", [100, 300] * (N // 2), [100, 0.5]),  # the same mean of other counts: as asked
+    ],
+)
+def test_what_was_kept_heads_the_columns_and_equal_budgets_are_there_once(keep, sizes, columns):
+    data = summarise(measured(chance_energy, keep=keep, sizes=sizes), CONTEXT)
+    assert sorted(data["budgets"], reverse=True) == sorted(columns, reverse=True)
+    assert set(data["asked"]) == {budget.keep for budget in parse_budgets(keep)}
+    (table,) = bench.quality_tables(data)
+    assert [column.header for column in table.columns][1:] == [str(keep) for keep in data["budgets"]]
+    assert {row["keep"] for row in data["suites"]["default"]["rows"]} == set(data["budgets"])
+    assert page(data)
 
 
 def run(*arguments):

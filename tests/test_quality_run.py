@@ -119,6 +119,18 @@ def test_the_file_grows_batch_by_batch_and_a_stopped_run_goes_on(bundled, tmp_pa
     assert sum(answers for _, answers in told) == 5 * len(arms)
 
 
+def test_budgets_that_come_to_the_same_counts_run_once(bundled, monkeypatch):
+    model, _ = bundled
+    calls = []
+    generate = type(model).generate
+    monkeypatch.setattr(type(model), "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    batches = answered(bundled, arms_for(bundled, "rrqr,uniform", "16,0.0278,8"), 1).batches
+    assert [batch.keep for batch in batches if batch.method.startswith("RRQR")] == [16, 8, 0.0278]
+    assert [batch.tokens for batch in batches if batch.method.startswith("RRQR")] == [[16], [8], [16]]
+    assert batches[0].answers == batches[2].answers
+    assert len(calls) == 4
+
+
 def test_a_finished_run_runs_nothing(bundled, tmp_path, monkeypatch):
     arms = arms_for(bundled, "rrqr", "8")
     first = answered(bundled, arms, 2, tmp_path)
@@ -183,7 +195,7 @@ def test_results_that_an_editor_saved_with_a_byte_order_mark_go_on(bundled, tmp_
 @pytest.mark.parametrize("text", ["[1]\n", "oops\n", '{"split": "test"}\n{"a": 1}\n', '{"other": 1}\n'])
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(InvalidInputs, match="not a file of earlier results"):
+    with pytest.raises(InvalidInputs, match="not a file of earlier results|line 2: not a result"):
         Store.open(tmp_path, SETTINGS)
     assert (tmp_path / FILE).read_text() == text
 

@@ -218,7 +218,7 @@ def test_refusals_name_what_is_allowed(server, tmp_path):
         make(concurrency="two")
     with pytest.raises(InvalidOption, match="no pruning is always measured"):
         make(methods="none")
-    for url in ("http://127.0.0.1:9", "http://127.0.0.1:80a0", "http://local host", "nonsense"):
+    for url in ("127.0.0.1:9", "http://127.0.0.1:9", "http://127.0.0.1:80a0", "http://local host", "nonsense"):
         with pytest.raises(InvalidInputs, match=r"no vLLM server answers there[^\n]*$"):
             serve.Server.find(url)
     with pytest.raises(InvalidInputs, match="no vLLM server answers there"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.bench.defaults import Speed
 from foveate.bench.speed import memory, passing, running
 from foveate.bench.speed.benchmark import Benchmark
 from foveate.bench.speed.clock import clock_of
@@ -16,7 +17,7 @@ from foveate.bench.speed.passing import STAGES, passed
 from foveate.bench.speed.presets import PRESETS, build
 from foveate.bench.speed.running import Effort, order, run
 from foveate.bench.speed.spread import spread
-from foveate.bench.speed.store import FILE, Store
+from foveate.bench.speed.store import Store
 from foveate.bench.speed.subject import Subject
 from foveate.errors import InvalidInputs, InvalidOption
 from speedy import Still, shrink_presets, tiny_subject
@@ -248,7 +249,7 @@ def test_a_stopped_run_goes_on_and_a_cut_round_is_run_again(subject, tmp_path):
     store = Store.open(tmp_path, settings)
     with pytest.raises(KeyboardInterrupt):
         all_run(subject, store, progress=stop)
-    path = tmp_path / FILE
+    path = tmp_path / Speed.FILE
     path.write_text(path.read_text() + '{"tokens": 36, "ba')  # as a power cut leaves it
     again = Store.open(tmp_path, settings)
     assert again.rounds((36, 1), [one.key for one in found]) == [0]
@@ -282,7 +283,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path, monkeypatch):
         benchmark.store(half, tmp_path)
     with pytest.raises(InvalidInputs, match=r"made with model .*64 tokens of text.*99"):
         benchmark.store(longer, tmp_path)
-    (tmp_path / FILE).write_text(json.dumps({"a": 1}) + "\n")
+    (tmp_path / Speed.FILE).write_text(json.dumps({"a": 1}) + "\n")
     with pytest.raises(InvalidInputs, match="not a file of earlier results"):
         benchmark.store(plain, tmp_path)
 

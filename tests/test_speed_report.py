@@ -180,9 +180,36 @@ def test_the_page_and_its_plots(sizes, tmp_path):
 
 def test_counts_and_fractions_share_an_axis_of_tokens_kept():
     pytest.importorskip("matplotlib")
-    figure = plots._break_even(made_up((576,), crossing, keep="64,0.5,0.11"))
+    figure = plots._break_even(made_up((576,), crossing, keep="64,0.5,0.11"), "keep")
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["63", "64", "288"]
     assert figure.axes[-1].get_xlabel() == "tokens kept"
+
+
+@pytest.mark.parametrize("over", ["batch", "tokens"])
+def test_break_even_is_told_by_batch_and_by_tokens(over, tmp_path):
+    """The same times over either: SPARE pays from the second place on, FastV nowhere."""
+    pytest.importorskip("matplotlib")
+    found, store = contestants("spare,fastv", "8"), Store()
+    cases = [(576, batch) if over == "batch" else (batch * 64, 1) for batch in (1, 4, 16)]
+    for place, (tokens, batch) in enumerate(cases):
+        for one in found:
+            factor = {"spare": 0.5 if place else 1.4, "fastv": 1.25}.get(one.method, 1.0)
+            stages = dict.fromkeys(("encode", "select", "prefill", "decode"), factor * batch)
+            for number in range(6):
+                store.add(Timed(tokens, batch, one.key, number, 0, stages, 4, None, None))
+            counts = (None, None) if one.key == "stock" else (75, 17)
+            store.add(Weighed(tokens, batch, one.key, None, 1, 70, [64], "sdpa", "float32", one.method, *counts))
+    summary = summarise(found, cases, store, CONTEXT)
+    entries = summary["break_even_batch" if over == "batch" else "break_even"]
+    measured = [case[over == "batch"] for case in cases]
+    assert [(entry["label"], entry["measured"], entry["first_token"]) for entry in entries] == [
+        ("SPARE 8", measured, measured[1]),
+        ("FastV 8", measured, None),
+    ]
+    text = write_documents(summary, tmp_path, "foveate bench speed").read_text(encoding="utf-8")
+    assert ("By batch:" in text) == (tmp_path / "performance-batches.png").exists() == (over == "batch")
+    assert "75 operations, 17 reads" in text
+    assert "75 operations, 17 reads" in printed(summary)
 
 
 def test_numbers_as_text():

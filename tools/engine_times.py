@@ -192,7 +192,7 @@ def main() -> None:
         "code": code(()),
         "repeats": arguments.repeats,
     }
-    known = read_lines(arguments.out, settings)
+    known = read_lines(arguments.out, settings, dict)
     cells = {(c["kind"], c["n"], c["d"], c["k"]): c for c in known}
     for position, cell in enumerate(wanted, start=1):
         print(f"{position}/{len(wanted)} {cell}{' (known)' * (cell in cells)}", file=sys.stderr, flush=True)

@@ -6,57 +6,62 @@
     with foveate.attach(model, foveate.ResPrune(), keep=0.11):
         model.generate(**inputs)
 
-Importing it loads torch, and does nothing else: no model, no transformers, nothing patched.
+Importing it does nothing: torch is loaded with the first name that needs it, transformers with the first model.
 """
 
-from foveate import select
-from foveate.attach import Attached, attach
-from foveate.budget import Budget
-from foveate.errors import (
-    FoveateError,
-    InvalidBudget,
-    InvalidFeatures,
-    InvalidInputs,
-    InvalidOption,
-    MissingSignal,
-    UnsupportedModel,
-)
-from foveate.families import FAMILIES
-from foveate.methods import (
-    DART,
-    DPP,
-    INSIDE,
-    METHODS,
-    RRQR,
-    SCOPE,
-    SPARE,
-    AveragePool,
-    CDPruner,
-    Compose,
-    DivPrune,
-    DownsampledImage,
-    EachImage,
-    FasterVLM,
-    FastV,
-    Inside,
-    Method,
-    NormTopK,
-    PruMerge,
-    PruMergePlus,
-    PyramidDrop,
-    Random,
-    RelevanceTopK,
-    ResPrune,
-    SparseVLM,
-    ToMe,
-    UniformGrid,
-    VisionZip,
-    VisPruner,
-)
-from foveate.prune import prune
-from foveate.pruned import Pruned, Report
-from foveate.tokens import Signal, VisualTokens
-from foveate.turns import continued
+from typing import TYPE_CHECKING
+
+from foveate.lazy import lazy
+
+if TYPE_CHECKING:
+    from foveate import select
+    from foveate.attach import Attached, attach
+    from foveate.budget import Budget
+    from foveate.errors import (
+        FoveateError,
+        InvalidBudget,
+        InvalidFeatures,
+        InvalidInputs,
+        InvalidOption,
+        MissingSignal,
+        UnsupportedModel,
+    )
+    from foveate.families import FAMILIES
+    from foveate.methods import (
+        DART,
+        DPP,
+        INSIDE,
+        METHODS,
+        RRQR,
+        SCOPE,
+        SPARE,
+        AveragePool,
+        CDPruner,
+        Compose,
+        DivPrune,
+        DownsampledImage,
+        EachImage,
+        FasterVLM,
+        FastV,
+        Inside,
+        Method,
+        NormTopK,
+        PruMerge,
+        PruMergePlus,
+        PyramidDrop,
+        Random,
+        RelevanceTopK,
+        ResPrune,
+        SparseVLM,
+        ToMe,
+        UniformGrid,
+        VisionZip,
+        VisPruner,
+    )
+    from foveate.prune import prune
+    from foveate.pruned import Pruned, Report
+    from foveate.tokens import Signal, VisualTokens
+    from foveate.turns import continued
 
 __version__ = "0.1.0"
 
@@ -76,6 +81,7 @@ __all__ = [
     "Compose",
     "DivPrune",
     "DownsampledImage",
+    "EachImage",
     "EachImage",
     "FastV",
     "FasterVLM",
@@ -109,3 +115,20 @@ __all__ = [
     "prune",
     "select",
 ]
+
+_HOMES = {
+    "attach": ("Attached", "attach"),
+    "budget": ("Budget",),
+    "errors": tuple(name for name in __all__ if name.startswith(("Foveate", "Invalid", "Missing", "Unsupported"))),
+    "families": ("FAMILIES",),
+    "prune": ("prune",),
+    "pruned": ("Pruned", "Report"),
+    "tokens": ("Signal", "VisualTokens"),
+    "turns": ("continued",),
+    "": ("select",),
+}
+# All others are methods.
+lazy(
+    __name__,
+    {**dict.fromkeys(__all__, "methods"), **{name: home for home, names in _HOMES.items() for name in names}},
+)

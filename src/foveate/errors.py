@@ -1,5 +1,8 @@
 """Every error foveate raises on purpose: one line that names the value and what is allowed."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FoveateError(Exception):
     """Base of all errors of this library."""
@@ -32,3 +35,11 @@ class InvalidOption(FoveateError, ValueError):
 def first_line(error: BaseException) -> str:
     """What another library's error says in its first line, its type where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> InvalidOption:
+    """The error for a name that a table does not have, with the nearest one that it has."""
+    names = list(allowed)
+    near = get_close_matches(name.lower(), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return InvalidOption(f"{what} {name!r}: allowed are {', '.join(names) or 'none at all'}{hint}")

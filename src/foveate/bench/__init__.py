@@ -1,11 +1,19 @@
 """Speed and quality of the methods, on one question and on many."""
 
-from foveate.bench import quality, serve, speed
-from foveate.bench.answers import Answer, as_answers, ask
-from foveate.bench.arm import ALL, Arm, all_tokens, parse_arms
-from foveate.bench.checkpoint import MINI, load, requests
-from foveate.bench.machine import machine, versions
-from foveate.bench.tables import answers_table, describe_methods, methods_table, models_table, quality_tables
+from typing import TYPE_CHECKING
+
+from foveate.lazy import lazy
+
+if TYPE_CHECKING:
+    from foveate.bench import estimate, quality, serve, speed
+    from foveate.bench.answers import Answer, as_answers, ask
+    from foveate.bench.arm import ALL, Arm, all_tokens, parse_arms
+    from foveate.bench.checkpoint import check_length, load, requests
+    from foveate.bench.defaults import MINI
+    from foveate.bench.documents import check_documents
+    from foveate.bench.lines import locked
+    from foveate.bench.machine import machine, versions
+    from foveate.bench.tables import answers_table, models_table, quality_tables
 
 __all__ = [
     "ALL",
@@ -16,10 +24,12 @@ __all__ = [
     "answers_table",
     "as_answers",
     "ask",
-    "describe_methods",
+    "check_documents",
+    "check_length",
+    "estimate",
     "load",
+    "locked",
     "machine",
-    "methods_table",
     "models_table",
     "parse_arms",
     "quality",
@@ -29,3 +39,16 @@ __all__ = [
     "speed",
     "versions",
 ]
+
+_HOMES = {
+    "": ("estimate", "quality", "serve", "speed"),
+    "answers": ("Answer", "as_answers", "ask"),
+    "arm": ("ALL", "Arm", "all_tokens", "parse_arms"),
+    "checkpoint": ("check_length", "load", "requests"),
+    "defaults": ("MINI",),
+    "documents": ("check_documents",),
+    "lines": ("locked",),
+    "machine": ("machine", "versions"),
+    "tables": ("answers_table", "models_table", "quality_tables"),
+}
+lazy(__name__, {name: home for home, names in _HOMES.items() for name in names})

@@ -1,7 +1,7 @@
 """One question about one image, answered by several arms, with the seconds of each stage."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.bench.arm import Arm
+from foveate.bench.checkpoint import check_length
 from foveate.dropping import dropping
 from foveate.families import View, family_of
 from foveate.methods import Compose, Inside, Method
@@ -54,16 +55,29 @@ def ask(
     arms: Sequence[Arm],
     max_new_tokens: int,
     size: tuple[int, int],
+    progress: Callable[[str], None] = lambda arm: None,
 ) -> Iterator[Answer]:
-    """The answer of each arm about an image of ``size`` (width, height), greedy.
+    """The answer of each arm about an image of ``size`` (width, height), greedy; of equal budgets the first's.
 
     Timed in one run, after a run of the same that is not timed: that one loads what is
     loaded once (taggers, CLIP, kernels).
+
+    Raises:
+        InvalidInputs: the prompt and its answer are longer than the model's positions.
     """
+    check_length(model, inputs, max_new_tokens)
     inputs = inputs.to(model.device)
+    done: set[tuple[str, int]] = set()
+    total: int | None = None
     for arm in arms:
+        if total is not None and (repr(arm.method), arm.budget.count(total)) in done:
+            continue
+        progress(arm.label)
         _answer(model, processor, inputs, arm, max_new_tokens, size)
-        yield _answer(model, processor, inputs, arm, max_new_tokens, size)
+        answer = _answer(model, processor, inputs, arm, max_new_tokens, size)
+        total = answer.tokens[1]
+        done.add((repr(arm.method), arm.budget.count(total)))
+        yield answer
 
 
 def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:

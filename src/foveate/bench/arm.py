@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from foveate.budget import Budget
 from foveate.errors import InvalidOption
 from foveate.methods import Inside, Method, UniformGrid
-from foveate.methods.spec import parse_method, split_methods
+from foveate.methods.spec import canonical, parse_method, split_methods
 
 ALL = "none"
 ORIGINAL = "original"  # position ids of the unpruned prompt
@@ -84,8 +84,8 @@ def parse_arms(methods: str, keep: str) -> list[Arm]:
     """
     budgets = parse_budgets(keep)
     arms: list[Arm] = []
-    for spec in split_methods(methods):
-        if spec == ALL:
+    for spec in map(canonical, split_methods(methods)):
+        if spec.lower() == ALL:
             arms.append(all_tokens())
         else:
             arms += [Arm(spec, parse_method(spec), budget) for budget in budgets]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent.parent
 # Of the benchmark, the files that an answer depends on; the others only plan, count and print.
 DECIDING = ("arm.py", "checkpoint.py", "quality/energy.py", "quality/items.py", "quality/running.py")
-PRINTING = ("cli.py", "draw.py")
+PRINTING = ("draw.py", *(f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")))
 
 
 def machine(device: torch.device) -> str:

@@ -22,7 +22,7 @@ Counts = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval of 95 %."""
+    """A value and its interval of 95 %, which is without bounds where none can be had."""
 
     value: float
     low: float
@@ -32,6 +32,11 @@ class Estimate:
     def sign(self) -> int:
         """1 or -1 where the interval lies above or below 0; 0 where it includes 0, and nothing may be claimed."""
         return (self.low > 0) - (self.high < 0)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its bounds; None where there are none."""
+        return (self.low, self.high) if math.isfinite(self.low) else None
 
 
 def wilson(right: Flags) -> tuple[float, float]:
@@ -60,12 +65,18 @@ def difference(gaps: Flags, counts: Counts) -> Estimate:
     to a Wald interval). Without them four questions that differ, all to the same side, would leave out 0;
     with them it takes six, as in the exact sign test.
     """
-    return _estimate(float(gaps.mean()), (_sums(gaps, counts) + _made_up(len(counts))) / counts.sum(axis=1))
+    resampled = (_sums(gaps, counts) + _made_up(len(counts))) / counts.sum(axis=1)
+    return _estimate(float(gaps.mean()), resampled, gaps.shape[-1])
 
 
-def bootstrapped(right: Flags, counts: Counts) -> tuple[float, float]:
-    """The percentile interval of the mean of ``right [s, n]`` over seeds and questions, both drawn; in [0, 1]."""
-    found = _estimate(float(right.mean()), _sums(right, counts) / counts.sum(axis=1))
+def bootstrapped(right: Flags, counts: Counts) -> tuple[float, float] | None:
+    """The percentile interval of the mean of ``right [s, n]`` over seeds and questions, both drawn; in [0, 1].
+
+    None where all answers are alike: a resample then says nothing of others.
+    """
+    found = _estimate(float(right.mean()), _sums(right, counts) / counts.sum(axis=1), right.shape[1])
+    if found.interval is None or np.ptp(right) == 0:
+        return None
     return max(0.0, found.low), min(1.0, found.high)
 
 
@@ -79,12 +90,12 @@ def ratio(above: Flags, below: Flags, counts: Counts) -> Estimate | None:
         return None
     tops, bottoms = _sums(above, counts) + _made_up(len(counts)), counts @ below
     found = np.maximum(tops[bottoms > 0], 0) / bottoms[bottoms > 0]
-    return _estimate(float(above.mean() / below.mean()), found)
+    return _estimate(float(above.mean() / below.mean()), found, len(below))
 
 
 def rank_correlation(x: Flags, y: Flags, counts: Counts) -> Estimate | None:
     """Spearman's, of pairs ``[n]``, with ranks taken afresh in every resample; None where one is constant."""
-    return correlation(spearman(x, y), spearman(x, y, counts))
+    return correlation(spearman(x, y), spearman(x, y, counts), len(x))
 
 
 def spearman(x: Flags, y: Flags, counts: Counts | None = None) -> Flags:
@@ -129,12 +140,12 @@ def ranks_in_rows(values: Flags) -> Flags:
     return placed
 
 
-def correlation(value: Flags, resampled: Flags) -> Estimate | None:
+def correlation(value: Flags, resampled: Flags, questions: int) -> Estimate | None:
     """The estimate from the sample's correlation ``[1]`` and those ``[B]`` of resamples; None without one."""
     defined = resampled[~np.isnan(resampled)]
     if np.isnan(value[0]) or not len(defined):
         return None
-    return _estimate(float(value[0]), defined)
+    return _estimate(float(value[0]), defined, questions)
 
 
 def _sums(values: Flags, counts: Counts) -> Flags:
@@ -158,6 +169,8 @@ def _made_up(times: int) -> Flags:
     return shift
 
 
-def _estimate(value: float, resampled: Flags) -> Estimate:
+def _estimate(value: float, resampled: Flags, questions: int) -> Estimate:
+    if questions < 2:  # drawn again and again, one question never differs
+        return Estimate(value, -math.inf, math.inf)
     low, high = np.percentile(resampled, PERCENTILES)
     return Estimate(value, float(low), float(high))

@@ -4,22 +4,24 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from foveate.errors import InvalidOption
+from foveate.errors import InvalidOption, unknown
 from foveate.methods import INSIDE, METHODS, Inside, Method
+
+NAMES: dict[type, str] = {int: "a whole number", float: "a number", tuple: "layers such as 8+16+24"}
 
 
 def parse_method(text: str) -> Method | Inside:
     """The method that ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE`` describes; the options are its fields.
 
-    Several layers are written ``8+16+24``.
+    Names of methods count in any case, and so do their classes' names. Several layers are written ``8+16+24``.
 
     Raises:
         InvalidOption: an unknown method, an unknown option, or a value that its type does not allow.
     """
-    name, _, written = text.strip().partition(":")
     known: dict[str, type[Method] | type[Inside]] = {**METHODS, **INSIDE}
+    name, _, written = canonical(text).partition(":")
     if name not in known:
-        raise InvalidOption(f"method {name!r}: allowed are {', '.join(known)}")
+        raise unknown("method", name, known)
     method = known[name]
     hints = get_type_hints(method)
     allowed = [field.name for field in fields(method)]
@@ -27,11 +29,19 @@ def parse_method(text: str) -> Method | Inside:
     for part in written.split(",") if written else []:
         option, _, value = (piece.strip() for piece in part.partition("="))
         if option not in allowed:
-            raise InvalidOption(f"option {option!r} of {name}: allowed are {', '.join(allowed) or 'none at all'}")
+            raise unknown(f"{name}'s option", option, allowed)
         if option in options:
             raise InvalidOption(f"option {option!r} of {name} is given twice: allowed is once")
         options[option] = _value(option, value, hints[option])
     return method(**options)
+
+
+def canonical(text: str) -> str:
+    """A method as text, named as its table names it: ``spare:beta=1`` for ``SPARE:beta=1``."""
+    name, colon, written = text.strip().partition(":")
+    classes = {kind.__name__.lower(): own for own, kind in {**METHODS, **INSIDE}.items()}
+    lower = name.strip().lower()
+    return f"{lower if lower in {**METHODS, **INSIDE} else classes.get(lower, name)}{colon}{written}"
 
 
 def split_methods(text: str) -> list[str]:
@@ -68,12 +78,8 @@ def _value(option: str, text: str, hint: Any) -> Any:
             continue
         if text.lower() == str(kind).lower():
             return kind
-    named: dict[type, str] = {tuple: "layers such as 8+16+24"}
-    allowed = [
-        (named.get(kind) or f"{kind.__name__} number") if isinstance(kind, type) else str(kind).lower()
-        for kind in kinds
-    ]
-    raise InvalidOption(f"{option}={text!r}: allowed are {', '.join(allowed)}")
+    allowed = [NAMES[kind] if isinstance(kind, type) else str(kind).lower() for kind in kinds]
+    raise InvalidOption(f"{option}={text!r}: allowed {'is' if len(allowed) == 1 else 'are'} {', '.join(allowed)}")
 
 
 def _kinds(hint: Any) -> list[Any]:

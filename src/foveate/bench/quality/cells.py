@@ -1,6 +1,6 @@
 """Numbers as text, and Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 DASH = "–"
@@ -10,14 +10,12 @@ def percent(entry: dict[str, Any] | None, name: str = "accuracy") -> str:
     """``61.2 (58–65)``: a share and its interval in per cent; a dash for None."""
     if entry is None:
         return DASH
-    low, high = entry["interval"]
-    return f"{100 * entry[name]:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{100 * entry[name]:.1f}{_bounds(entry, lambda bound: f'{100 * bound:.0f}', '–')}"
 
 
 def points(entry: dict[str, Any]) -> str:
     """``+3.2 (+0.5 to +6.1)``: a difference in points; bold where its interval leaves out 0."""
-    low, high = entry["interval"]
-    text = f"{_signed(100 * entry['value'])} ({_signed(100 * low)} to {_signed(100 * high)})"
+    text = f"{_signed(100 * entry['value'])}{_bounds(entry, lambda bound: _signed(100 * bound), ' to ')}"
     return f"**{text}**" if entry["sign"] else text
 
 
@@ -25,8 +23,7 @@ def rho(entry: dict[str, Any] | None) -> str:
     """``+0.12 (+0.05 to +0.19)``: a correlation; bold where its interval leaves out 0, a dash for None."""
     if entry is None:
         return DASH
-    low, high = entry["interval"]
-    text = f"{_signed(entry['value'], 2)} ({_signed(low, 2)} to {_signed(high, 2)})"
+    text = f"{_signed(entry['value'], 2)}{_bounds(entry, lambda bound: _signed(bound, 2), ' to ')}"
     return f"**{text}**" if entry["sign"] else text
 
 
@@ -41,6 +38,11 @@ def listed(words: Sequence[str]) -> str:
     if len(words) < 2:
         return words[0] if words else "none"
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _bounds(entry: dict[str, Any], written: Callable[[float], str], between: str) -> str:
+    """`` (58–65)``; nothing where no interval can be had."""
+    return f" ({between.join(map(written, entry['interval']))})" if entry["interval"] else ""
 
 
 def _signed(value: float, digits: int = 1) -> str:

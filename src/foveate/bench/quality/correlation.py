@@ -53,9 +53,9 @@ class Correlations:
 
 def correlate(measured: Measured, suite: Suite, counts: Counts) -> Correlations:
     """All of them, over the methods of a suite."""
-    rows = {(v.label, b.keep): measured.row(v, b) for v in suite.variants for b in measured.plan.budgets}
+    rows = {(v.label, keep): measured.row(v, b) for v in suite.variants for keep, b in measured.budgets.items()}
     labels = [variant.label for variant in suite.variants]
-    keeps = [budget.keep for budget in measured.plan.budgets]
+    keeps = list(measured.budgets)
     at = {keep: [rows[label, keep] for label in labels] for keep in keeps}
     draws = np.concatenate([np.ones((1, counts.shape[1])), counts])  # the sample itself, then the resamples
     return Correlations(
@@ -75,7 +75,7 @@ def _of_means(rows: Sequence[Row], draws: Counts) -> Estimate | None:
         ranks_in_rows(np.stack([draws @ values for values in side], axis=1).round(9))
         for side in ([row.kept for row in rows], [row.right for row in rows])
     )
-    return _estimate(moments(kept, right, np.ones_like(kept)))
+    return _estimate(moments(kept, right, np.ones_like(kept)), draws.shape[1])
 
 
 def _by_budget(
@@ -83,8 +83,8 @@ def _by_budget(
 ) -> dict[Keep, Estimate | None]:
     """At each budget, and over all of them together."""
     sums = {keep: summed(rows, draws) for keep, rows in at.items()}
-    single: dict[Keep, Estimate | None] = {keep: _estimate(found) for keep, found in sums.items()}
-    return {**single, None: _estimate(_total(list(sums.values())))}
+    single: dict[Keep, Estimate | None] = {keep: _estimate(found, draws.shape[1]) for keep, found in sums.items()}
+    return {**single, None: _estimate(_total(list(sums.values())), draws.shape[1])}
 
 
 def _within_arms(rows: Sequence[Row], draws: Counts) -> Sums:
@@ -123,6 +123,6 @@ def _total(parts: Sequence[Sums]) -> Sums:
     return first, second, third
 
 
-def _estimate(sums: Sums) -> Estimate | None:
+def _estimate(sums: Sums, questions: int) -> Estimate | None:
     found = quotient(*sums)
-    return correlation(found[:1], found[1:])
+    return correlation(found[:1], found[1:], questions)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.errors import InvalidInputs, InvalidOption
+from foveate.errors import InvalidInputs, InvalidOption, unknown
 from foveate.mini.exam import exam
 from foveate.mini.questions import correct
 from foveate.mini.scenes import draw
@@ -50,7 +50,7 @@ def mini_items(n: int, split: str) -> list[Item]:
         InvalidOption: another split, or no question.
     """
     if split not in SPLITS:
-        raise InvalidOption(f"split={split!r}: allowed are {', '.join(SPLITS)}")
+        raise unknown("split", split, SPLITS)
     _check_count(n)
     return [
         Item(

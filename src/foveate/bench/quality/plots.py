@@ -51,7 +51,7 @@ def _accuracy(data: Plain) -> Any:
             if line.kind == kind:
                 _band(axes, line.label, line.rows, line.style)
         full = data["everything"]
-        axes.axhspan(*(100 * bound for bound in full["interval"]), color="#000000", alpha=0.07, lw=0)
+        axes.axhspan(*(100 * bound for bound in _interval(full)), color="#000000", alpha=0.07, lw=0)
         axes.axhline(
             100 * full["accuracy"], color="#000000", lw=1, ls=":", label=f"all {full['tokens']:.0f} tokens"
         )
@@ -72,7 +72,7 @@ def _curve(axes: Any, label: str, rows: dict[Any, Plain], style: Plain) -> None:
 
 def _band(axes: Any, label: str, rows: dict[Any, Plain], style: Plain) -> None:
     keeps = sorted(rows)
-    lows, highs = ([100 * rows[keep]["interval"][side] for keep in keeps] for side in (0, 1))
+    lows, highs = ([100 * _interval(rows[keep])[side] for keep in keeps] for side in (0, 1))
     axes.fill_between(keeps, lows, highs, color=style["color"], alpha=0.13, lw=0)
     _curve(axes, label, rows, style)
 
@@ -144,7 +144,7 @@ def _forest(axes: Any, data: Plain) -> None:
         defined = [(place, found[keep]) for place, keep in enumerate(keeps) if found.get(keep)]
         places = [place + (shift - 1.5) * 0.2 for place, _ in defined]
         values = [entry["value"] for _, entry in defined]
-        bars = [[abs(entry["value"] - entry["interval"][side]) for _, entry in defined] for side in (0, 1)]
+        bars = [[abs(entry["value"] - _interval(entry)[side]) for _, entry in defined] for side in (0, 1)]
         axes.errorbar(
             values, places, xerr=bars, fmt=marker, color=colour, label=title, capsize=2, markersize=5, lw=1.4
         )
@@ -154,6 +154,13 @@ def _forest(axes: Any, data: Plain) -> None:
     axes.set_title("with 95 % intervals; empty where undefined", loc="left", fontsize=SIZE + 1)
     axes.set_ylim(len(keeps) - 0.5, -0.5)
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", frameon=False, ncols=2)
+
+
+def _interval(entry: Plain) -> Sequence[float]:
+    """The value itself where there is none: nothing is drawn then."""
+    value: float = entry["value"] if "value" in entry else entry["accuracy"]
+    bounds: Sequence[float] = entry["interval"] or (value, value)
+    return bounds
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate.bench.arm import Arm
-from foveate.bench.checkpoint import requests
+from foveate.bench.checkpoint import check_length, requests
 from foveate.bench.quality.energy import DECIMALS, Energies
 from foveate.bench.quality.items import Item
 from foveate.bench.quality.store import Batch, Store
@@ -106,14 +106,21 @@ def _run_batch(
     progress: Progress,
 ) -> None:
     inputs = requests(processor, [item.image() for item in batch], [item.question for item in batch])
+    check_length(model, inputs, ANSWER_TOKENS)
     methods = list(dict.fromkeys([UniformGrid(), *(arm.prunes_with for arm in arms)]))
     prepared = prepare(model, inputs.to(model.device), methods, processor=processor, clip=clip)
-    everything = names.features(prepared.keep(UniformGrid(), 1.0)[names.ENCODED]["image"])
+    whole = prepared.keep(UniformGrid(), 1.0)
+    everything = names.features(whole[names.ENCODED]["image"])
     energies: dict[str, Energies] = {}  # by method: its smaller budgets are mostly prefixes of its largest
     # Resizing arms first: they may not reach a count, which should be known before the others have run.
+    done: dict[tuple[str, str, tuple[int, ...]], Batch] = {}  # budgets that come to the same counts run once
     for arm in sorted(arms, key=lambda arm: not isinstance(arm.method, Resizing)):
-        known = energies.setdefault(repr(arm.method), Energies(everything))
-        store.add(_answer(model, processor, prepared, arm, batch, known))
+        outcome = (repr(arm.method), arm.positions, tuple(map(arm.budget.count, whole.report.tokens_before)))
+        if outcome not in done:
+            known = energies.setdefault(repr(arm.method), Energies(everything))
+            done[outcome] = _answer(model, processor, prepared, arm, batch, known)
+        method, positions, keep = arm.key
+        store.add(replace(done[outcome], method=method, positions=positions, keep=keep))
         progress(arm.label, len(batch))
 
 

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.lines import add_line, foreign, read_lines
+from foveate.bench.defaults import Quality
+from foveate.bench.lines import add_line, read_lines
 
-FILE = "results.jsonl"
+FILE = Quality.FILE
 
 Key = tuple[str, str, int | float]
 
@@ -38,6 +39,11 @@ class Batch:
     energy: list[float]
     answers: list[str]
     seconds: float
+
+    def __post_init__(self) -> None:
+        lists = (self.tokens, self.questions, self.skills, self.right, self.energy, self.answers)
+        if len({len(values) for values in lists}) != 1:
+            raise ValueError("lists of several lengths")
 
     @property
     def key(self) -> Key:
@@ -71,11 +77,7 @@ class Store:
         if folder is None:
             return cls(settings)
         path = folder / FILE
-        entries = read_lines(path, settings)
-        try:
-            return cls(settings, path, [Batch(**entry) for entry in entries])
-        except TypeError as error:
-            raise foreign(path) from error
+        return cls(settings, path, read_lines(path, settings, lambda entry: Batch(**entry)))
 
     def add(self, batch: Batch) -> None:
         """Keep a batch, on disk at once.

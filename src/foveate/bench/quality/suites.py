@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.bench.arm import ORIGINAL, Arm, all_tokens
+from foveate.bench.arm import ALL, ORIGINAL, Arm, all_tokens
+from foveate.bench.defaults import Quality
 from foveate.budget import Budget
-from foveate.errors import InvalidOption
+from foveate.errors import InvalidOption, unknown
 from foveate.methods import METHODS
-from foveate.methods.spec import parse_method
+from foveate.methods.spec import canonical, parse_method
 
-DEFAULT, EVERY = "default", "all"
-BUDGETS = "192,128,64,32,16"
+DEFAULT, EVERY = Quality.DEFAULT, Quality.EVERY
 RANDOM = "random"
 RANDOM_SEEDS = 5
 # What every comparison is shown beside, whatever methods are asked for.
@@ -148,7 +148,7 @@ SUITES: dict[str, Suite] = {
 def default_suite(methods: Sequence[str] = ()) -> Suite:
     """The methods asked for (all of the table by default), and every control."""
     specs = [*(methods or METHODS), *CONTROLS]
-    asked = [spec for spec in dict.fromkeys(specs) if spec != "none"]
+    asked = [spec for spec in dict.fromkeys(map(canonical, specs)) if spec.lower() != ALL]
     variants = tuple(Variant(spec, spec) for spec in asked)
     return Suite("Which method answers most with how many tokens?", variants, pairs=())
 
@@ -160,14 +160,14 @@ def suites_of(names: str, methods: Sequence[str] = ()) -> dict[str, Suite]:
         InvalidOption: a name that no suite has.
     """
     table = {DEFAULT: default_suite(methods), **SUITES}
-    asked = [name.strip() for name in names.split(",")]
+    asked = [name.strip().lower() for name in names.split(",")]
     if methods and not {DEFAULT, EVERY} & set(asked):
         raise InvalidOption(
             f"methods={','.join(methods)!r} with suite {names!r}: allowed with {DEFAULT} or {EVERY}"
         )
     for name in asked:
         if name not in table and name != EVERY:
-            raise InvalidOption(f"suite {name!r}: allowed are {', '.join(table)}, {EVERY}")
+            raise unknown("suite", name, [*table, EVERY])
     return {name: suite for name, suite in table.items() if name in asked or EVERY in asked}
 
 

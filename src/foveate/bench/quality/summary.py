@@ -31,7 +31,8 @@ def summarise(measured: Measured, context: Plain) -> Plain:
     """Plain data, all numbers fractions of 1.
 
     An estimate is ``{"value", "interval", "sign"}``; sign 0 means that the interval includes 0 (1 where it is a
-    ratio). Keys: ``context``, ``everything`` (all tokens), ``random`` (by budget), ``suites`` (``rows`` and
+    ratio), and the interval is None where none can be had. ``keep`` is what was really kept, ``asked`` what was
+    asked for. Keys: ``context``, ``everything`` (all tokens), ``random`` (by budget), ``suites`` (``rows`` and
     ``differences`` of each), and where the default suite ran ``controls`` (its methods against every control),
     ``detail`` (VTC-Bench's split) and ``energy`` (does reconstruction error predict accuracy).
     """
@@ -40,11 +41,12 @@ def summarise(measured: Measured, context: Plain) -> Plain:
     data: Plain = {
         "context": {**context, "questions": len(measured.skills), "skills": _tally(measured.skills)},
         "intervals": {"level": 0.95, "resamples": RESAMPLES, "random_seeds": RANDOM_SEEDS},
-        "budgets": [budget.keep for budget in plan.budgets],
+        "budgets": list(measured.budgets),
+        "asked": [budget.keep for budget in plan.budgets],
         "everything": _row(measured, measured.everything, counts),
         "random": [
-            {"keep": b.keep, **_row(measured, measured.random(b), counts), "seeds": _seeds(measured.random(b))}
-            for b in plan.budgets
+            {"keep": keep, **_row(measured, measured.random(b), counts), "seeds": _seeds(measured.random(b))}
+            for keep, b in measured.budgets.items()
         ],
         "suites": {name: _suite(measured, suite, counts) for name, suite in plan.suites.items()},
     }
@@ -60,20 +62,20 @@ def _suite(measured: Measured, suite: Suite, counts: Counts) -> Plain:
     rows, differences = [], []
     variants = {variant.label: variant for variant in suite.variants}
     for variant in suite.variants:
-        for budget in measured.plan.budgets:
+        for keep, budget in measured.budgets.items():
             row = measured.row(variant, budget)
             against = difference(row.seeds - measured.random(budget).seeds, counts)
             head = {"label": variant.label, "method": variant.spec, "positions": variant.positions}
-            rows.append({**head, "keep": budget.keep, **_row(measured, row, counts), "to_random": _plain(against)})
+            rows.append({**head, "keep": keep, **_row(measured, row, counts), "to_random": _plain(against)})
     for one, other in suite.compared:
-        for budget in measured.plan.budgets:
+        for keep, budget in measured.budgets.items():
             gap = measured.row(variants[one], budget).seeds - measured.row(variants[other], budget).seeds
             for skill in (None, *(s for s in suite.apart if s in measured.skills)):
                 differences.append(
                     {
                         "of": one,
                         "to": other,
-                        "keep": budget.keep,
+                        "keep": keep,
                         "skill": skill,
                         **_plain(_difference(gap, _flags(measured, skill), counts)),
                     }
@@ -101,8 +103,8 @@ def _row(measured: Measured, row: Row, counts: Counts) -> Plain:
 def _accuracy(row: Row, flags: Flags, counts: Counts) -> Plain:
     """With Wilson's interval, or of several seeds with that of the bootstrap over seeds and questions."""
     part, chosen = row.seeds[:, flags > 0], counts[:, flags > 0]
-    low, high = wilson(part[0]) if len(part) == 1 else bootstrapped(part, chosen[chosen.any(axis=1)])
-    return {"accuracy": _rounded(float(part.mean())), "interval": [_rounded(low), _rounded(high)]}
+    interval = wilson(part[0]) if len(part) == 1 else bootstrapped(part, chosen[chosen.any(axis=1)])
+    return {"accuracy": _rounded(float(part.mean())), "interval": _bounds(interval)}
 
 
 def _difference(gaps: Flags, flags: Flags, counts: Counts) -> Estimate:
@@ -116,9 +118,9 @@ def _against_controls(measured: Measured, suite: Suite, counts: Counts) -> list[
     found = []
     for variant in suite.variants:
         for control in CONTROLS if variant.spec not in CONTROLS else ():
-            for budget in measured.plan.budgets:
+            for keep, budget in measured.budgets.items():
                 gap = measured.row(variant, budget).seeds - measured.row(Variant(control, control), budget).seeds
-                head = {"of": variant.label, "to": control, "keep": budget.keep}
+                head = {"of": variant.label, "to": control, "keep": keep}
                 found.append({**head, **_plain(difference(gap, counts))})
     return found
 
@@ -126,7 +128,7 @@ def _against_controls(measured: Measured, suite: Suite, counts: Counts) -> list[
 def _detail(measured: Measured, suite: Suite) -> list[Plain]:
     """Accuracy on the questions that the down-sampled image gets wrong, and on the rest."""
     found = []
-    for budget in measured.plan.budgets:
+    for keep, budget in measured.budgets.items():
         rest = measured.row(Variant(DOWNSAMPLED, DOWNSAMPLED), budget).right
         groups = {"detail": 1 - rest, "rest": rest}
         rows = [("none", measured.everything)]
@@ -137,7 +139,7 @@ def _detail(measured: Measured, suite: Suite) -> list[Plain]:
             random = measured.random(budget).seeds[:, flags > 0]
             for label, row in rows if n else ():
                 part = replace(row, right=row.right[flags > 0], seeds=row.seeds[:, flags > 0])
-                head = {"label": label, "keep": budget.keep, "group": group, "n": n}
+                head = {"label": label, "keep": keep, "group": group, "n": n}
                 against = _plain(difference(part.seeds - random, counts))
                 found.append({**head, **_accuracy(part, np.ones(n), counts), "to_random": against})
     return found
@@ -180,9 +182,13 @@ def _plain(estimate: Estimate, about: float = 0.0) -> Plain:
     centred = Estimate(estimate.value - about, estimate.low - about, estimate.high - about)
     return {
         "value": _rounded(estimate.value),
-        "interval": [_rounded(estimate.low), _rounded(estimate.high)],
+        "interval": _bounds(estimate.interval),
         "sign": int(centred.sign),
     }
+
+
+def _bounds(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else [_rounded(bound) for bound in interval]
 
 
 def _maybe(estimate: Estimate | None) -> Plain | None:

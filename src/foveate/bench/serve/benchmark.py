@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bench.arm import Arm, parse_arms
-from foveate.bench.lines import add_line, foreign, read_lines
+from foveate.bench.defaults import Serve
+from foveate.bench.lines import add_line, read_lines
 from foveate.bench.machine import commit, versions
 from foveate.bench.serve.load import Load
 from foveate.bench.serve.server import Answered, Server
 from foveate.bench.serve.summary import summarise
 from foveate.errors import InvalidOption
 
-METHODS, BUDGETS = "rrqr,spare,resprune", "64"
-IMAGES, QUESTIONS, NEW_TOKENS, ROUNDS = 8, 1, 16, 6
-CONCURRENCY = "4"
-SIZE = (336, 336)
 STOCK = "all tokens"
-FILE = "serve.jsonl"
 
 Progress = Callable[[str, int], None]
 
@@ -70,14 +66,14 @@ class Benchmark:
     def make(
         cls,
         *,
-        methods: str = METHODS,
-        keep: str = BUDGETS,
-        images: int = IMAGES,
-        questions: int = QUESTIONS,
-        concurrency: str = CONCURRENCY,
-        new_tokens: int = NEW_TOKENS,
-        rounds: int = ROUNDS,
-        size: tuple[int, int] = SIZE,
+        methods: str = Serve.METHODS,
+        keep: str = Serve.BUDGETS,
+        images: int = Serve.IMAGES,
+        questions: int = Serve.QUESTIONS,
+        concurrency: str = Serve.CONCURRENCY,
+        new_tokens: int = Serve.NEW_TOKENS,
+        rounds: int = Serve.ROUNDS,
+        size: tuple[int, int] = Serve.SIZE,
     ) -> "Benchmark":
         """Read the options.
 
@@ -124,7 +120,7 @@ class Benchmark:
             "load": {**asdict(self.load), "size": list(self.load.size)},
             "versions": versions(),
         }
-        path = None if folder is None else folder / FILE
+        path = None if folder is None else folder / Serve.FILE
         known = {
             (one.concurrency, one.round, one.arm): one for one in ([] if path is None else _read(path, settings))
         }
@@ -182,10 +178,7 @@ def _options(arm: Arm) -> dict[str, Any]:
 
 
 def _read(path: Path, settings: dict[str, Any]) -> list[Round]:
-    try:
-        return [
-            Round(**{**entry, "answers": [Answered(**answer) for answer in entry["answers"]]})
-            for entry in read_lines(path, settings)
-        ]
-    except (TypeError, KeyError) as error:
-        raise foreign(path) from error
+    def made(entry: dict[str, Any]) -> Round:
+        return Round(**{**entry, "answers": [Answered(**answer) for answer in entry["answers"]]})
+
+    return read_lines(path, settings, made)

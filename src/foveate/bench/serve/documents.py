@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from foveate.bench.defaults import Serve
 from foveate.bench.quality.cells import table
-from foveate.bench.quality.documents import check_documents
 from foveate.bench.quality.plots import COLOURS, DPI, SIZE
 from foveate.bench.serve.tables import COLUMNS, cells, context_line
 
-PAGE, PLOT = "serving.md", "serving.png"
+PLOT = "serving.png"
 PANELS = {
     "requests_per_second": ("requests per second", 1),
     "first_token": ("first token, s", 1),
@@ -27,15 +27,13 @@ READING = (
     "*images found* images that it had preprocessed before, of those looked up, by its own counters.",
 )
 
-__all__ = ["PAGE", "check_documents", "write_documents"]
-
 
 def write_documents(data: dict[str, Any], folder: Path, command: str) -> Path:
     """Write the page and its plot into a folder; the page's path.
 
     Args:
         data: as `summarise` returns it.
-        folder: as `check_documents` found it.
+        folder: exists.
         command: what writes it again.
     """
     rows = [cells(row) for row in data["rows"]]
@@ -49,7 +47,7 @@ def write_documents(data: dict[str, Any], folder: Path, command: str) -> Path:
         table(COLUMNS, rows),
     ]
     _figure(data).savefig(folder / PLOT, dpi=DPI)
-    path = folder / PAGE
+    path = folder / Serve.PAGE
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 

@@ -1,10 +1,13 @@
 """A benchmark from what is asked for to its summary: checked first, then run, then counted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from foveate.bench.defaults import Speed
 from foveate.bench.machine import code, machine, versions
 from foveate.bench.speed.clock import Clock
 from foveate.bench.speed.contestants import Contestant, contestants
@@ -15,7 +18,6 @@ from foveate.bench.speed.subject import Subject, of_checkpoint, of_preset
 from foveate.bench.speed.summary import summarise
 from foveate.errors import InvalidOption
 
-REPEATS, WARMUP, NEW_TOKENS, BATCHES = 7, 1, 16, "1"
 # Of the benchmark, the files that a time depends on; the others only plan, count and print.
 DECIDING = (
     "arm.py",
@@ -29,6 +31,7 @@ DECIDING = (
             "passing",
             "presets",
             "prompts",
+            "queue",
             "running",
             "stand_in",
             "subject",
@@ -59,18 +62,18 @@ class Benchmark:
         *,
         methods: str,
         keep: str,
-        batch: str = BATCHES,
+        batch: str = Speed.BATCHES,
         sizes: str | None = None,
-        repeats: int = REPEATS,
-        warmup: int = WARMUP,
-        new_tokens: int = NEW_TOKENS,
+        repeats: int = Speed.REPEATS,
+        warmup: int = Speed.WARMUP,
+        new_tokens: int = Speed.NEW_TOKENS,
     ) -> "Benchmark":
         """Read the options.
 
         Args:
             methods: such as ``spare,fastv:layer=3``.
             keep: budgets such as ``192,64``.
-            batch: rows, such as ``1,4``.
+            batch: rows, such as ``1,4``; ``auto`` is 1, 4 and 16 on a GPU, and 1 on a CPU.
             sizes: visual tokens per image, such as ``144,576``; None is the preset's own.
             repeats: rounds, 1 or more.
             warmup: 0 or more.
@@ -83,6 +86,8 @@ class Benchmark:
             if value < least:
                 raise InvalidOption(f"{name} {value}: allowed is {least} or more")
         asked = None if sizes is None else _numbers("sizes", sizes)
+        if batch == Speed.BATCHES:
+            batch = Speed.BATCHES_OF["cuda" if torch.cuda.is_available() else "cpu"]
         return cls(
             contestants(methods, keep), _numbers("batch", batch), asked, Effort(repeats, warmup, new_tokens)
         )
@@ -108,6 +113,15 @@ class Benchmark:
             given = f"model={model!r}" if model is not None else f"clip={clip!r}"
             raise InvalidOption(f"preset={preset!r} with {given}: allowed is one of the two")
         return of_preset(preset, self.sizes, text, dtype, attention)
+
+    def distinct(self, subject: Subject) -> "Benchmark":
+        """The same without budgets that come to the same counts as an earlier one, at every size."""
+        totals = [subject.visual_tokens(subject.inputs(size, 1)) for size in subject.sizes]
+        unique: dict[object, Contestant] = {}
+        for one in self.contestants:
+            counts = None if one.arm is None else tuple(map(one.arm.budget.count, totals))
+            unique.setdefault((one.keep is None, one.arm and one.arm.method, counts), one)
+        return replace(self, contestants=list(unique.values()))
 
     def store(self, subject: Subject, folder: Path | None) -> Store:
         """Where results are kept, with those that are known; in memory without a folder.

@@ -13,7 +13,7 @@ def milliseconds(entry: Plain, spread: bool = False) -> str:
     """``412``, or with its quartiles ``412 (405–420)``: the median in ms."""
     text = _three(1000 * entry["median"])
     low, high = (_three(1000 * value) for value in entry["quartiles"])
-    return f"{text} ({low}–{high})" if spread else text
+    return f"{text} ({low}–{high})" if spread and entry["quartiles"][0] < entry["quartiles"][1] else text
 
 
 def speedup(entry: Plain | None) -> str:
@@ -21,7 +21,8 @@ def speedup(entry: Plain | None) -> str:
     if entry is None:
         return DASH
     low, high = entry["interval"]
-    return f"{entry['median']:.2f}x {WORDS[entry['sign']]} ({low:.2f}–{high:.2f})"
+    bounds = f" ({low:.2f}–{high:.2f})" if low < high else ""  # a single repeat has none
+    return f"{entry['median']:.2f}x {WORDS[entry['sign']]}{bounds}"
 
 
 def size(number: int | None) -> str:
@@ -38,6 +39,13 @@ def layers(tokens: list[int]) -> str:
     """``64``, or ``576, 64 from layer 3``: visual tokens by layer."""
     changes = [place for place in range(1, len(tokens)) if tokens[place] != tokens[place - 1]]
     return ", ".join([str(tokens[0]), *(f"{tokens[place]} from layer {place + 1}" for place in changes)])
+
+
+def added(row: Plain) -> str:
+    """``5.65 ms, 75 operations, 17 reads``: what pruning adds beside the encoder; a dash for stock."""
+    if row["operations"] is None:
+        return DASH
+    return f"{milliseconds(row['seconds']['select'])} ms, {row['operations']} operations, {row['reads']} reads"
 
 
 def share(value: float) -> str:

@@ -6,8 +6,6 @@ from foveate.bench.arm import Arm, all_tokens, parse_arms
 from foveate.errors import InvalidOption
 
 STOCK, WHOLE = "stock", "whole"
-METHODS = "spare,resprune,uniform,fastv,pyramiddrop,sparsevlm"
-BUDGETS = "192,64"
 
 
 @dataclass(frozen=True)

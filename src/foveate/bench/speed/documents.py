@@ -3,12 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.quality.documents import check_documents
+from foveate.bench.defaults import Speed
 from foveate.bench.speed.markdown import as_markdown
-
-PAGE = "performance.md"
-
-__all__ = ["PAGE", "check_documents", "write_documents"]
 
 
 def write_documents(data: dict[str, Any], folder: Path, command: str) -> Path:
@@ -16,11 +12,11 @@ def write_documents(data: dict[str, Any], folder: Path, command: str) -> Path:
 
     Args:
         data: as `summarise` returns it.
-        folder: as `check_documents` found it.
+        folder: exists.
         command: what writes it again.
     """
     from foveate.bench.speed.plots import draw_plots
 
-    path = folder / PAGE
+    path = folder / Speed.PAGE
     path.write_text(as_markdown(data, command, draw_plots(data, folder)), encoding="utf-8")
     return path

@@ -3,7 +3,7 @@
 from typing import Any
 
 from foveate.bench.quality.cells import DASH, table
-from foveate.bench.speed.cells import layers, milliseconds, share, size, speedup
+from foveate.bench.speed.cells import added, layers, milliseconds, share, size, speedup
 from foveate.bench.speed.contestants import STOCK
 from foveate.bench.speed.summary import PAYS
 from foveate.bench.speed.tables import COLUMNS, context_line
@@ -21,6 +21,9 @@ READING = (
     "Each arm passes once per round, in an order drawn for that round; ratios are taken within a round. Times "
     "are medians with quartiles. Ratios are medians with an interval between order statistics; **faster** and "
     "**slower** are said only where it leaves out 1 with a confidence of 95 %, for which it takes 6 rounds.",
+    "*Pruning adds*, beside the vision encoder: the time of select; the operations that it launches; and the "
+    "reads, values for which the host waits until a GPU has done all that it was given. The selection engine "
+    "counts as one operation. What a method does between the layers is part of its prefill.",
     "Where no row is padded and positions have one axis, our path puts one masked column in front of the "
     "prompt, which keeps `generate` from taking the mask away: attention is given a mask where stock's is not.",
     "*KV cache* is what the layers hold at the end, prompt and answer, so shorter later layers count. *Memory* "
@@ -74,6 +77,7 @@ def _case(case: Plain) -> str:
         [
             row["label"],
             share(row["select_of_prefill"]),
+            added(row),
             size(row["kv_bytes"]),
             size(row["memory"]),
             layers(row["tokens_per_layer"]),
@@ -88,7 +92,7 @@ def _case(case: Plain) -> str:
             "Times as fast as stock:",
             table(["arm", "prefill", "to the first token", "end to end", "decode"], ratios),
             "What is needed:",
-            table(["arm", "select, of its prefill", "KV cache", "memory", "visual tokens"], needs),
+            table(["arm", "select, of its prefill", "pruning adds", "KV cache", "memory", "visual tokens"], needs),
             f"Options as decided: {', '.join(f'`{name}`' for name in _decided(rows))}.",
         ]
     )
@@ -100,25 +104,37 @@ def _decided(rows: list[Plain]) -> list[str]:
 
 
 def _break_even(data: Plain, plots: dict[str, str]) -> str:
-    entries = data["break_even"]
-    if not entries:
+    """By visual tokens, and by batch where several were measured."""
+    parts = [
+        "## Where pruning starts to pay",
+        "From where on an arm is faster than stock wherever it was measured, the interval leaving out 1; "
+        f"{DASH} where it is not at the largest.",
+    ]
+    by_tokens, by_batch = data["break_even"], data["break_even_batch"]
+    if not by_tokens:
         return ""
-    header = ["arm", "batch", "measured", "first token", "end to end"]
+    parts += [
+        f"![Times as fast as stock over visual tokens and budgets]({plots['break_even']})",
+        "By visual tokens of an image:",
+        _pays(by_tokens, "batch"),
+    ]
+    if "batches" in plots:
+        parts += [
+            f"![Times as fast as stock over the batch]({plots['batches']})",
+            "By batch:",
+            _pays(by_batch, "tokens"),
+        ]
+    return "\n\n".join(parts)
+
+
+def _pays(entries: list[Plain], at: str) -> str:
     rows = [
         [
             entry["label"],
-            str(entry["batch"]),
-            ", ".join(map(str, entry["sizes"])),
+            str(entry[at]),
+            ", ".join(map(str, entry["measured"])),
             *(DASH if entry[name] is None else f"from {entry[name]}" for name in PAYS),
         ]
         for entry in entries
     ]
-    return "\n\n".join(
-        [
-            "## Where pruning starts to pay",
-            "Visual tokens of an image from which on an arm is faster than stock at every size measured, the "
-            f"interval leaving out 1; {DASH} where it is not at the largest.",
-            f"![Times as fast as stock over visual tokens and budgets]({plots['break_even']})",
-            table(header, rows),
-        ]
-    )
+    return table(["arm", "visual tokens" if at == "tokens" else at, "measured", "first token", "end to end"], rows)

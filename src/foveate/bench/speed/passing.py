@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.bench.arm import Arm
 from foveate.bench.speed.clock import Clock
 from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.subject import Subject
@@ -19,6 +20,7 @@ from foveate.families import family_of
 from foveate.hf import names
 from foveate.parts import Parts
 from foveate.prune import prune
+from foveate.pruned import Pruned
 
 STAGES = ("encode", "select", "prefill", "decode")
 
@@ -71,16 +73,7 @@ def passed(
             end = clock.mark()  # at once: what is counted below would be taken for decoding
             prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
         else:
-            parts = Parts.of(contestant.arm.method, contestant.arm.budget, None)
-            pruned = prune(
-                model,
-                inputs,
-                parts.prompt,
-                keep=parts.budget,
-                question=subject.question,
-                processor=subject.processor,
-                clip=subject.clip,
-            )
+            pruned, parts = pruned_by(subject, contestant.arm, inputs)
             taken = pruned.report.seconds
             select = taken["relevance"] + taken["select"] + taken["shrink"]
             with dropping(model, family_of(model), pruned, parts.inside) as drops:
@@ -93,6 +86,21 @@ def passed(
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))
     return Passed(seconds, prompt, list(layers), decided, names.returned_cache(output)[1])
+
+
+def pruned_by(subject: Subject, arm: Arm, inputs: dict[str, Any]) -> tuple[Pruned, Parts]:
+    """What an arm hands to ``generate``, and its method in parts."""
+    parts = Parts.of(arm.method, arm.budget, None)
+    pruned = prune(
+        subject.model,
+        inputs,
+        parts.prompt,
+        keep=parts.budget,
+        question=subject.question,
+        processor=subject.processor,
+        clip=subject.clip,
+    )
+    return pruned, parts
 
 
 class _Watch:

@@ -12,21 +12,29 @@ from foveate.budget import Budget
 
 Plain = dict[str, Any]
 
-PLOTS = {"stages": "performance-stages.png", "break_even": "performance-break-even.png"}
+PLOTS = {
+    "stages": "performance-stages.png",
+    "break_even": "performance-break-even.png",
+    "batches": "performance-batches.png",
+}
+AXES = {"tokens": "visual tokens of the image", "batch": "rows of the batch", "keep": "tokens kept"}
 TITLES = {"first_token": "to the first token", "end_to_end": "end to end"}
 
 
 def draw_plots(data: Plain, folder: Path) -> dict[str, str]:
-    """Write the plots into a folder; their file names, by what they show.
+    """Write the plots into a folder; their file names, by what they show: ``batches`` where there are several.
 
     Args:
         data: as `summarise` returns it.
         folder: exists.
     """
-    figures = {"stages": _stages(data), "break_even": _break_even(data)}
+    sizes, batches = ({case[name] for case in data["cases"]} for name in ("tokens", "batch"))
+    figures = {"stages": _stages(data), "break_even": _break_even(data, "tokens" if len(sizes) > 1 else "keep")}
+    if len(batches) > 1:
+        figures["batches"] = _break_even(data, "batch")
     for name, figure in figures.items():
         figure.savefig(folder / PLOTS[name], dpi=DPI)
-    return dict(PLOTS)
+    return {name: PLOTS[name] for name in figures}
 
 
 def _stages(data: Plain) -> Any:
@@ -60,35 +68,39 @@ def _stage(row: Plain, stage: str, new_tokens: int) -> float:
     return float(row["seconds"][stage]["median"])
 
 
-def _break_even(data: Plain) -> Any:
-    """Times as fast as stock over an image's visual tokens, a line per budget; of one size, over budgets."""
-    batch = min(case["batch"] for case in data["cases"])
-    cases = sorted((case for case in data["cases"] if case["batch"] == batch), key=lambda case: case["tokens"])
-    over_sizes = len(cases) > 1
+def _break_even(data: Plain, over: str) -> Any:
+    """Times as fast as stock over one of `AXES`, a line per budget; else the smallest batch and largest image."""
+    batch, tokens = min(case["batch"] for case in data["cases"]), max(case["tokens"] for case in data["cases"])
+    chosen = {
+        "tokens": lambda case: case["batch"] == batch,
+        "batch": lambda case: case["tokens"] == tokens,
+        "keep": lambda case: (case["batch"], case["tokens"]) == (batch, tokens),
+    }[over]
+    cases = sorted(filter(chosen, data["cases"]), key=lambda case: (case["tokens"], case["batch"]))
     methods = list(dict.fromkeys(row["method"] for row in cases[0]["rows"] if row["method"] not in (STOCK, WHOLE)))
     figure = _figure(3.4 * max(len(methods), 2), 6.6)
     panels = figure.subplots(len(PAYS), max(len(methods), 1), sharex=True, sharey="row", squeeze=False)
     for measure, line in zip(PAYS, panels, strict=True):
         for method, axes in zip(methods, line, strict=False):
-            _panel(axes, cases, method, measure, over_sizes)
+            _panel(axes, cases, method, measure, over)
         line[0].set_ylabel(f"times as fast as stock\n{TITLES[measure]}")
     for method, axes in zip(methods, panels[0], strict=False):
         axes.set_title(method, loc="left", fontsize=SIZE + 1)
     for axes in panels[-1]:
-        axes.set_xlabel("visual tokens of the image" if over_sizes else "tokens kept")
+        axes.set_xlabel(AXES[over])
     if methods:
         handles = panels[0][0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", frameon=False, ncols=6)
-    _entitle(figure, f"{_title(data, cases[-1], over_sizes)}; in the shade pruning slows down")
+    _entitle(figure, f"{_title(data, cases[-1], over)}; in the shade pruning slows down")
     return figure
 
 
-def _panel(axes: Any, cases: list[Plain], method: str, measure: str, over_sizes: bool) -> None:
+def _panel(axes: Any, cases: list[Plain], method: str, measure: str, over: str) -> None:
     rows = [[row for row in case["rows"] if row["method"] == method] for case in cases]
-    if over_sizes:
+    if over != "keep":
         lines = {
             f"keep {column[0]['keep']}": [
-                (case["tokens"], row["speedup"][measure]) for case, row in zip(cases, column, strict=True)
+                (case[over], row["speedup"][measure]) for case, row in zip(cases, column, strict=True)
             ]
             for column in zip(*rows, strict=True)
         }
@@ -119,11 +131,12 @@ def _panel(axes: Any, cases: list[Plain], method: str, measure: str, over_sizes:
     axes.set_ylim(bottom=0)
 
 
-def _title(data: Plain, case: Plain, over_sizes: bool = False) -> str:
+def _title(data: Plain, case: Plain, over: str = "keep") -> str:
     context = data["context"]
-    tokens = "" if over_sizes else f"{case['tokens']} visual tokens, "
+    told = {"tokens": f"{case['tokens']} visual tokens, ", "batch": f"batch {case['batch']}, "}
+    told.pop(over, None)
     return (
-        f"{context['model'].partition(' (')[0]}, {tokens}batch {case['batch']}, {context['dtype']}, "
+        f"{context['model'].partition(' (')[0]}, {''.join(told.values())}{context['dtype']}, "
         f"{context['attention']}; {context['machine']}; {context['repeats']} repeats"
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate.bench.speed.prompts import Inputs, patches, square, tiles
-from foveate.errors import InvalidOption, first_line
+from foveate.errors import InvalidOption, first_line, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -152,7 +152,7 @@ def preset_of(name: str) -> Preset:
         InvalidOption: there is none.
     """
     if name not in PRESETS:
-        raise InvalidOption(f"preset {name!r}: allowed are {', '.join(PRESETS)}")
+        raise unknown("preset", name, PRESETS)
     return PRESETS[name]
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from foveate.bench.checkpoint import check_length
 from foveate.bench.machine import commit
 from foveate.bench.speed.clock import Clock, clock_of
 from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.memory import peak
 from foveate.bench.speed.passing import passed
+from foveate.bench.speed.queue import Counts, added_by, encoder_queue
 from foveate.bench.speed.store import Case, Store, Timed, Weighed
 from foveate.bench.speed.subject import Subject
 from foveate.errors import InvalidInputs
@@ -75,6 +77,7 @@ def run(
     for size in subject.sizes:
         for batch in batches:
             inputs = subject.inputs(size, batch)
+            check_length(subject.model, inputs, effort.new_tokens)
             case = (subject.visual_tokens(inputs), batch)
             cases.append(case)
             try:
@@ -123,8 +126,9 @@ def _run_case(
     for one in unknown if not effort.warmup else ():
         # The first pass of all also pays for what is made once, such as arenas: no arm needs that by itself.
         passed(subject, one, inputs, effort.new_tokens, clock)
+    encoder = encoder_queue(subject, inputs) if unknown else (0, 0)
     for one in unknown:
-        store.add(_weighed(subject, one, case, inputs, effort.new_tokens, clock))
+        store.add(_weighed(subject, one, case, inputs, effort.new_tokens, clock, encoder))
         progress(f"{one.label}, weighed", 1)
     revision = commit() if missing else None
     for number in missing:
@@ -136,8 +140,15 @@ def _run_case(
 
 
 def _weighed(
-    subject: Subject, contestant: Contestant, case: Case, inputs: dict[str, Any], new_tokens: int, clock: Clock
+    subject: Subject,
+    contestant: Contestant,
+    case: Case,
+    inputs: dict[str, Any],
+    new_tokens: int,
+    clock: Clock,
+    encoder: Counts,
 ) -> Weighed:
+    added = (None, None) if contestant.arm is None else added_by(subject, contestant.arm, inputs, encoder)
     gc.collect()
     with peak(subject.model.device) as found:
         done = passed(subject, contestant, inputs, new_tokens, clock)
@@ -151,6 +162,8 @@ def _weighed(
         attention=subject.attention,
         dtype=str(subject.model.dtype).removeprefix("torch."),
         decided=done.decided,
+        operations=added[0],
+        reads=added[1],
     )
 
 

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.lines import add_line, foreign, read_lines
-
-FILE = "speed.jsonl"
+from foveate.bench.defaults import Speed
+from foveate.bench.lines import add_line, read_lines
 
 Case = tuple[int, int]  # visual tokens per image, rows
 
@@ -54,6 +53,8 @@ class Weighed:
         attention: the backends that were in force.
         dtype: of the weights.
         decided: what pruned, with its ``auto`` options decided; None for stock.
+        operations: that pruning launches beside the encoder; None for stock, and in results of older versions.
+        reads: for which the host waits there; None likewise.
     """
 
     tokens: int
@@ -66,6 +67,8 @@ class Weighed:
     attention: str
     dtype: str
     decided: str | None
+    operations: int | None = None
+    reads: int | None = None
 
 
 @dataclass
@@ -94,12 +97,9 @@ class Store:
         store = cls(settings)
         if folder is None:
             return store
-        path = folder / FILE
-        try:
-            for entry in read_lines(path, settings):
-                store._keep(Timed(**entry) if "round" in entry else Weighed(**entry))
-        except TypeError as error:
-            raise foreign(path) from error
+        path = folder / Speed.FILE
+        for result in read_lines(path, settings, lambda line: (Timed if "round" in line else Weighed)(**line)):
+            store._keep(result)
         store.path = path
         return store
 

@@ -11,20 +11,19 @@ import torch
 from PIL import Image
 
 from foveate.bench import checkpoint
+from foveate.bench.defaults import Speed
 from foveate.bench.machine import fingerprint
 from foveate.bench.speed.presets import build, preset_of
 from foveate.bench.speed.prompts import written
 from foveate.bench.speed.stand_in import QUESTION, stand_in
-from foveate.errors import InvalidOption, first_line
+from foveate.errors import InvalidOption, first_line, unknown
 from foveate.families import family_of
 from foveate.flow.prompt import placeholders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TEXT = 64  # tokens of text beside the image: a short system prompt and a question
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in Speed.DTYPES}
 PICTURE = (640, 480)  # pixels, width and height, of what checkpoints are shown
 
 
@@ -87,7 +86,7 @@ def of_preset(
     """
     preset = preset_of(name)
     sizes = [preset.tokens] if sizes is None else sizes
-    text = TEXT if text is None else text
+    text = Speed.TEXT if text is None else text
     config = preset.config()
     for size in sizes:  # before the weights are made
         written(config, preset.inputs, size, text, 1)
@@ -157,7 +156,7 @@ def _noise(seed: int) -> Image.Image:
 
 def _dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
-        raise InvalidOption(f"dtype {name!r}: allowed are {', '.join(DTYPES)}")
+        raise unknown("dtype", name, DTYPES)
     return None if name is None else DTYPES[name]
 
 
@@ -167,9 +166,9 @@ def _check_attention(name: str, dtype: torch.dtype | None) -> None:
     Raises:
         InvalidOption: an unknown backend, or one that cannot run here.
     """
-    if name not in ATTENTIONS:
-        raise InvalidOption(f"attention {name!r}: allowed are {', '.join(ATTENTIONS)}")
+    if name not in Speed.ATTENTIONS:
+        raise unknown("attention", name, Speed.ATTENTIONS)
     if name == "flash_attention_2" and not torch.cuda.is_available():
-        raise InvalidOption(f"attention {name!r}: needs a GPU; allowed here are {', '.join(ATTENTIONS[:2])}")
+        raise InvalidOption(f"attention {name!r}: needs a GPU; allowed here are {', '.join(Speed.ATTENTIONS[:2])}")
     if name == "flash_attention_2" and dtype == torch.float32:
         raise InvalidOption(f"attention {name!r} with dtype 'float32': allowed are bfloat16 and float16")

@@ -51,7 +51,12 @@ def summarise(contestants: Sequence[Contestant], cases: Sequence[Case], store: S
         "repeats": min(entry["repeats"] for entry in told),
         "confidence": min(entry["confidence"] for entry in told),
     }
-    return {"context": context, "cases": told, "break_even": _break_even(told)}
+    return {
+        "context": context,
+        "cases": told,
+        "break_even": _break_even(told, "tokens", "batch"),
+        "break_even_batch": _break_even(told, "batch", "tokens"),
+    }
 
 
 def _case(contestants: Sequence[Contestant], case: Case, store: Store) -> Plain:
@@ -77,6 +82,8 @@ def _case(contestants: Sequence[Contestant], case: Case, store: Store) -> Plain:
                 "attention": weighed.attention,
                 "dtype": weighed.dtype,
                 "decided": weighed.decided,
+                "operations": weighed.operations,
+                "reads": weighed.reads,
             }
         )
     tokens, batch = case
@@ -97,20 +104,26 @@ def _plain(found: Spread) -> Plain:
     return {"median": found.median, "quartiles": list(found.quartiles), "interval": list(found.interval)}
 
 
-def _break_even(cases: Sequence[Plain]) -> list[Plain]:
-    """From how many visual tokens on pruning pays: there, and wherever more were measured."""
+def _break_even(cases: Sequence[Plain], over: str, at: str) -> list[Plain]:
+    """From where on pruning pays: there, and wherever more was measured.
+
+    Args:
+        cases: all of them.
+        over: ``tokens`` or ``batch``, which grows.
+        at: the other one, which stays.
+    """
     found = []
-    for batch in dict.fromkeys(case["batch"] for case in cases):
-        here = sorted((case for case in cases if case["batch"] == batch), key=lambda case: case["tokens"])
+    for fixed in dict.fromkeys(case[at] for case in cases):
+        here = sorted((case for case in cases if case[at] == fixed), key=lambda case: case[over])
         for row in here[0]["rows"]:
             if row["method"] in (STOCK, WHOLE):
                 continue
-            lines = [(case["tokens"], _row(case, row["key"])["speedup"]) for case in here]
+            lines = [(case[over], _row(case, row["key"])["speedup"]) for case in here]
             found.append(
                 {
                     **{name: row[name] for name in ("label", "method", "keep", "key")},
-                    "batch": batch,
-                    "sizes": [tokens for tokens, _ in lines],
+                    at: fixed,
+                    "measured": [place for place, _ in lines],
                     **{name: _pays_from([(n, ratios[name]) for n, ratios in lines]) for name in PAYS},
                 }
             )

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from foveate.bench.speed.cells import layers, milliseconds, size, speedup
+from foveate.bench.speed.cells import added, layers, milliseconds, size, speedup
 from foveate.bench.tables import plain_table
 
 COLUMNS = {"encode": "encode", "select": "select", "prefill": "prefill", "decode_per_token": "decode/token"}
@@ -23,13 +23,14 @@ def speed_tables(data: dict[str, Any]) -> Iterator[Table]:
             table.add_column(name, justify="right", no_wrap=True)
         for name in ("to the first token", "end to end", "memory", "KV cache"):
             table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("pruning adds", no_wrap=True)
         table.add_column("visual tokens", no_wrap=True)
         for row in case["rows"]:
             stock = row["key"] == case["rows"][0]["key"]
             times = [milliseconds(row["seconds"][name]) for name in (*COLUMNS, "first_token", "end_to_end")]
             ratios = ["" if stock else speedup(row["speedup"][name]) for name in ("first_token", "end_to_end")]
             sizes = [size(row["memory"]), size(row["kv_bytes"])]
-            table.add_row(row["label"], *times, *ratios, *sizes, layers(row["tokens_per_layer"]))
+            table.add_row(row["label"], *times, *ratios, *sizes, added(row), layers(row["tokens_per_layer"]))
         yield table
 
 
