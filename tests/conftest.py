@@ -1,5 +1,6 @@
 """A tiny random LLaVA with sharp weights, prompts for it, and the bundled model."""
 
+import inspect
 import math
 import os
 
@@ -19,6 +20,12 @@ import foveate
 from foveate import mini
 
 IMAGE_TOKEN, PAD = 127, 0
+# By what name the installed transformers takes and returns a KV cache; told without the library under test.
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
+    else "past_key_values"
+)
 # Shapes of prompts that every way through must stand: `tiny_prompt(**PROMPTS[name])`.
 PROMPTS = {
     "one image": {"images_per_row": (1,)},

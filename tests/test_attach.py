@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import foveate
-from conftest import IMAGE_TOKEN, noise, tiny_prompt
+from conftest import CACHE, IMAGE_TOKEN, noise, tiny_prompt
 
 RRQR = foveate.RRQR()
 
@@ -313,7 +313,7 @@ def test_what_is_refused_is_refused_at_once(tiny):
     with foveate.attach(tiny, RRQR, keep=5), pytest.raises(foveate.InvalidInputs, match="attached"):
         tiny.generate(**foveate.prune(tiny, tiny_prompt(), RRQR, keep=5))
     inputs = tiny_prompt()
-    cache = tiny(**inputs, use_cache=True).past_key_values
-    with foveate.attach(tiny, RRQR, keep=5), pytest.raises(foveate.InvalidInputs, match="past_key_values"):
-        tiny(**inputs, past_key_values=cache)
+    cache = tiny(**inputs, use_cache=True)[CACHE]
+    with foveate.attach(tiny, RRQR, keep=5), pytest.raises(foveate.InvalidInputs, match="KV cache"):
+        tiny(**inputs, **{CACHE: cache})
     assert untouched(tiny)

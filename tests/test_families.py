@@ -13,7 +13,7 @@ import transformers
 from packaging.version import Version
 
 import foveate
-from conftest import PROMPTS, REPEATS_RIGHTLY, features_by_row
+from conftest import CACHE, PROMPTS, REPEATS_RIGHTLY, features_by_row
 from foveate.families import FAMILIES
 from zoo import ZOO
 from zoo.animal import IMAGE, TEXT, VIDEO
@@ -254,8 +254,8 @@ def test_stock_second_turns_differ_where_prompts_see_ahead(name):
     per_token = {key: torch.cat([value, text(key)], 1) for key, value in inputs.items() if value.shape == shape}
     mask = per_token["attention_mask"]
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         turn = {key: text(key) for key in per_token} | {"attention_mask": mask}
-        second = model(**turn, past_key_values=cache).logits[:, -1]
+        second = model(**turn, **{CACHE: cache}).logits[:, -1]
         together = model(**inputs | per_token).logits[:, -1]
     assert ((second - together).abs().max() > 0.05) == (name != "llava")

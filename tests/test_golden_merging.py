@@ -14,7 +14,7 @@ import torch
 
 from foveate import InvalidBudget, InvalidFeatures, PruMerge, PruMergePlus, ToMe, VisionZip, VisualTokens
 from foveate.methods.base import top
-from foveate.methods.prumergeplus import sampled
+from foveate.methods.merging.prumergeplus import sampled
 from foveate.select import count_outliers, merge_bipartite, merge_contextual, merge_neighbours
 from foveate.vision_attention import attention_tap
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import foveate
-from conftest import PROMPTS, REPEATS_RIGHTLY, features_by_row
+from conftest import CACHE, PROMPTS, REPEATS_RIGHTLY, features_by_row
 from foveate.methods import UniformGrid
 from test_families import NAMES, NEW, positions_of, visual
 from zoo import ZOO, animal
@@ -88,7 +88,7 @@ def masked_from(model, inputs, gone):
         def pre(layer, arguments, options):
             states = arguments[0] if arguments else options["hidden_states"]
             width, new = gone[0].shape[1], states.shape[1]
-            cache = options.get("past_key_values")
+            cache = options.get(CACHE)
             seen = 0 if cache is None else int(cache.get_seq_length(index))
             copies = len(states) // len(gone[0])
             allowed = (inputs["attention_mask"].bool() & ~gone[index]).repeat_interleave(copies, dim=0)
@@ -192,7 +192,7 @@ def test_later_layers_store_less(name):
         output = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
     width = attached.last["input_ids"].shape[1]
     counts = attached.last.report.tokens_per_layer[0]
-    stored = [output.past_key_values.get_seq_length(layer) for layer in range(DEPTH)]
+    stored = [output[CACHE].get_seq_length(layer) for layer in range(DEPTH)]
     guard = int((attached.last["attention_mask"] == 0).sum())
     assert stored == [width - (counts[0] - count) - guard * (count < counts[0]) + 2 for count in counts]
     assert stored[-1] < stored[0]
@@ -368,7 +368,7 @@ def test_text_turns_go_on_in_shorter_caches():
         with foveate.attach(model, METHODS["pyramiddrop"], keep=0.4) as attached:
             first = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
             ids = torch.cat([first.sequences, new], dim=1)
-            second = model.generate(input_ids=ids, past_key_values=first.past_key_values, max_new_tokens=NEW)
+            second = model.generate(input_ids=ids, **{CACHE: first[CACHE]}, max_new_tokens=NEW)
         conversation = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if "mm_token_type_ids" in inputs:
             kinds = inputs["mm_token_type_ids"]
@@ -483,7 +483,7 @@ def test_nothing_outlives_its_conversation():
                 ids = torch.cat([first.sequences, torch.tensor([[5, 6]])], dim=1)
                 first = model.generate(
                     input_ids=ids,
-                    past_key_values=first.past_key_values,
+                    **{CACHE: first[CACHE]},
                     max_new_tokens=2,
                     return_dict_in_generate=True,
                 )
@@ -630,7 +630,7 @@ def test_steps_by_hand_on_a_shortened_cache_are_refused_inside_the_block():
     with foveate.attach(model, METHODS["fastv"], keep=0.3):
         output = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
         with pytest.raises(foveate.InvalidInputs, match="go on with generate"):
-            model(input_ids=torch.tensor([[5]]), past_key_values=output.past_key_values)
+            model(input_ids=torch.tensor([[5]]), **{CACHE: output[CACHE]})
 
 
 def test_a_forward_that_fails_is_not_told_as_done():

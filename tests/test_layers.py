@@ -10,21 +10,23 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "foveate"
 
 # Each room, and the rooms of this package it may import from.
-BASE = {"errors", "tokens", "budget", "share", "lazy"}
+NUMBERS = {"errors", "tokens", "budget", "share", "lazy"}
+BASE = NUMBERS | {"hf"}
 CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals", "settings"}
 CORE |= {"shrink", "check", "place", "resize", "pruned", "unwrap"}
 ALLOWED = {
     "errors": set(),
+    "hf": {"errors"},
     "share": set(),
     "lazy": set(),
     "unwrap": {"errors"},
     "container": set(),
-    "vision_attention": {"errors"},
+    "vision_attention": {"errors", "hf"},
     "budget": {"errors", "share"},
     "settings": BASE,
     "tokens": {"errors"},
     "select": {"errors"},
-    "methods": BASE | {"select"},
+    "methods": NUMBERS | {"select"},
     "families": BASE,
     "question": set(),
     "relevance": {"errors", "question"},
@@ -38,7 +40,7 @@ ALLOWED = {
     "prune": CORE,
     "full_prompt": set(),
     "parts": BASE | {"methods"},
-    "layer_attention": {"errors", "methods"},
+    "layer_attention": {"errors", "hf", "methods"},
     "drops": BASE | {"families", "methods", "encode", "pruned"},
     "dropping": BASE | {"families", "methods", "encode", "pruned", "layer_attention", "drops"},
     "attach": CORE | {"prune", "full_prompt", "turns", "parts", "dropping", "drops"},

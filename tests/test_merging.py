@@ -14,7 +14,7 @@ import foveate
 from conftest import IMAGE_TOKEN, PROMPTS, noise, tiny_llava, tiny_prompt
 from foveate import AveragePool, DownsampledImage, VisualTokens
 from foveate.families.llava import Llava
-from foveate.methods.blocks import blocks, lattice
+from foveate.methods.controls.blocks import blocks, lattice
 from foveate.prune import prepare
 from foveate.select import energy_outside, residual_energy
 

@@ -18,8 +18,8 @@ from conftest import PROMPTS, tiny_llava, tiny_prompt
 from foveate import METHODS, InvalidOption, PruMerge, PruMergePlus, Signal, ToMe, VisionZip, VisualTokens
 from foveate.encode import encode
 from foveate.families import FAMILIES
-from foveate.methods.mixing import Mixing
-from foveate.methods.prumergeplus import sampled
+from foveate.methods.merging.mixing import Mixing
+from foveate.methods.merging.prumergeplus import sampled
 from foveate.prune import prepare
 from foveate.select import count_outliers, merge_bipartite, merge_contextual, merge_neighbours
 from foveate.vision_attention import attention_tap, key_tap

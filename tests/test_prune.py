@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import foveate
-from conftest import IMAGE_TOKEN, noise, tiny_llava, tiny_prompt
+from conftest import CACHE, IMAGE_TOKEN, noise, tiny_llava, tiny_prompt
 from foveate import mini
 from foveate.encode import encode
 from foveate.families import family_of
@@ -217,11 +217,11 @@ def test_non_finite_pixels(bundled, name, value):
 
 def test_pixels_with_a_filled_cache(tiny):
     inputs = tiny_prompt()
-    cache = tiny(**inputs, use_cache=True).past_key_values
-    with pytest.raises(foveate.InvalidInputs, match="past_key_values"):
-        foveate.prune(tiny, {**inputs, "past_key_values": cache}, RRQR, keep=5)
+    cache = tiny(**inputs, use_cache=True)[CACHE]
+    with pytest.raises(foveate.InvalidInputs, match="KV cache"):
+        foveate.prune(tiny, {**inputs, CACHE: cache}, RRQR, keep=5)
     empty = DynamicCache(config=tiny.config.get_text_config())
-    assert foveate.prune(tiny, {**inputs, "past_key_values": empty}, RRQR, keep=5).report.tokens_after == [5]
+    assert foveate.prune(tiny, {**inputs, CACHE: empty}, RRQR, keep=5).report.tokens_after == [5]
 
 
 @pytest.mark.parametrize("name", ["position_ids", "inputs_embeds", "mm_encoder_outputs"])

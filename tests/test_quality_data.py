@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from foveate.bench.arm import all_tokens, parse_arms, parse_budgets
-from foveate.bench.quality import items, suites
+from foveate.bench.defaults import Quality
+from foveate.bench.quality import items
 from foveate.bench.quality.items import matches, mini_items, own_items
 from foveate.bench.quality.plan import Plan
 from foveate.bench.quality.suites import CONTROLS, DEFAULT, SUITES, arms_of, default_suite, suites_of
@@ -33,7 +34,7 @@ def test_the_default_suite_has_all_methods_and_all_controls():
     specs = [variant.spec for variant in default_suite().variants]
     assert specs[: len(METHODS)] == list(METHODS)
     assert set(CONTROLS) <= set(specs)
-    assert len(arms_of([default_suite()], parse_budgets(suites.BUDGETS))) == 1 + 5 * (len(METHODS) + 4)
+    assert len(arms_of([default_suite()], parse_budgets(Quality.BUDGETS))) == 1 + 5 * (len(METHODS) + 4)
 
 
 def test_controls_join_whatever_is_asked_for():

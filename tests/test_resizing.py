@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 import foveate
 from conftest import PROMPTS
 from foveate.families import AS_IT_IS, DOWN_AND_UP, FAMILIES, IMAGE, PIXELS, VIDEO
-from foveate.methods.blocks import anchors, divided, lattice
+from foveate.methods.controls.blocks import anchors, divided, lattice
 from processors import KITS
 from test_families import NAMES, masked, model_of, type_of, visual
 from test_processors import processor_of, written

@@ -8,6 +8,7 @@ import transformers
 from packaging.version import Version
 
 import foveate
+from conftest import CACHE
 from foveate.turns import continued
 from test_families import NAMES, VERSION, model_of, visual
 from zoo import ZOO
@@ -135,11 +136,11 @@ def test_stock_turns_on_a_cache_inside_a_block(name, own_cache):
     model, inputs = model_of(name), ZOO[name].prompt((1,))
 
     def said(turns):
-        options = {"past_key_values": transformers.DynamicCache(config=model.config.get_text_config())}
+        options = {CACHE: transformers.DynamicCache(config=model.config.get_text_config())}
         output = model.generate(
             **inputs, **(options if own_cache else {}), max_new_tokens=4, return_dict_in_generate=True
         )
-        cache, found = output.past_key_values, [output.sequences[:, -4:].tolist()]
+        cache, found = output[CACHE], [output.sequences[:, -4:].tolist()]
         sequences = output.sequences
         for turn in turns:
             ids = torch.cat([sequences, turn], dim=1)
@@ -148,7 +149,7 @@ def test_stock_turns_on_a_cache_inside_a_block(name, own_cache):
             sequences = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                past_key_values=cache,
+                **{CACHE: cache},
                 max_new_tokens=4,
                 **types,
             )
@@ -193,7 +194,7 @@ def test_the_model_reads_the_rope_deltas_of_the_latest_prune(name):
             output, differences = model(**pruned, use_cache=True), []
             for step in range(2):
                 token = expected.sequences[:, step - 3 : step - 2]
-                output = model(input_ids=token, past_key_values=output.past_key_values)
+                output = model(input_ids=token, **{CACHE: output[CACHE]})
                 differences.append(float((output.logits[:, -1] - expected.logits[step + 1]).abs().max()))
         return max(differences)
 
@@ -216,9 +217,7 @@ def test_steps_by_hand_read_rope_deltas(name):
         for step in range(3):
             ids = (length + step + model.base_model.rope_deltas).expand(3, *length.shape[:1], 1)
             mask = torch.cat([pruned["attention_mask"], torch.ones(2, step + 1, dtype=torch.long)], 1)
-            output = model(
-                input_ids=found[-1], attention_mask=mask, position_ids=ids, past_key_values=output.past_key_values
-            )
+            output = model(input_ids=found[-1], attention_mask=mask, position_ids=ids, **{CACHE: output[CACHE]})
             found.append(best(name, output))
     assert torch.cat(found, 1).tolist() == expected.tolist()
 
@@ -236,8 +235,8 @@ def test_what_cannot_be_continued_is_refused():
         (asked((1, 1)), "one conversation at a time"),
         (asked(num_beams=2), "beam search: allowed is one conversation at a time"),
         (asked(num_return_sequences=2, do_sample=True), "2 sequences: allowed is one"),
-        (asked(use_cache=False), "without past_key_values"),
-        (asked(return_dict_in_generate=False), "type Tensor without past_key_values"),
+        (asked(use_cache=False), "without its cache"),
+        (asked(return_dict_in_generate=False), "type Tensor without its cache"),
     ]:
         with pytest.raises(foveate.InvalidInputs, match=message):
             continued(*arguments, text(3))
@@ -264,4 +263,4 @@ def test_a_cache_without_its_conversation_is_refused_inside_a_block():
     with foveate.attach(model, foveate.RRQR(), keep=5):
         output = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
         with pytest.raises(foveate.InvalidInputs, match="allowed is the whole conversation"):
-            model.generate(input_ids=text(3), past_key_values=output.past_key_values)
+            model.generate(input_ids=text(3), **{CACHE: output[CACHE]})

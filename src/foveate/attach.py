@@ -21,6 +21,7 @@ from foveate.drops import check_drops
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
 from foveate.full_prompt import FullPrompt
+from foveate.hf import names
 from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune_with_grad
@@ -206,15 +207,15 @@ def _prune_uncompiled(attached: Attached, model: "PreTrainedModel", arguments: d
 
 
 def _pruning_hook(model: "PreTrainedModel", stack: list[Attached]) -> Any:
-    names = _parameters(type(model).forward)
+    parameters = _parameters(type(model).forward)
 
     def hook(model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         if kwargs is None:  # torch finds the hook half removed: another thread is leaving the last block
             return None
         newest = stack[-1:]
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         if not getattr(_INSIDE, "generate", False):
-            _check_cache(arguments.get("past_key_values"))
+            _check_cache(names.given_cache(arguments))
         if not newest or not has_pixels(arguments):
             return None  # text alone, a decoding step, or a prompt that generate has pruned already
         # Gradients are left as they are: who trains through the forward reaches the vision tower.
@@ -245,20 +246,18 @@ class _Generate:
 
 
 def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attached]) -> Any:
-    names = _parameters(type(model).generate)
+    parameters = _parameters(type(model).generate)
 
     def pruned_generate(*args: Any, **kwargs: Any) -> Any:
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         if arguments.get("inputs") is not None:  # generate's own name for the first argument
             arguments["input_ids"] = arguments.pop("inputs")
         newest = stack[-1:]
         inside = getattr(_INSIDE, "generate", False)
         if inside and not has_pixels(arguments):  # assisted decoding: drafts of a prompt that is pruned already
             return generate(**arguments)
-        if newest and arguments.get("mm_encoder_outputs") is not None:
-            raise InvalidInputs(
-                "mm_encoder_outputs while pruning is attached: pass the pixels, or leave the block"
-            )
+        if newest and arguments.get(names.ENCODED) is not None:
+            raise InvalidInputs(f"{names.ENCODED} while pruning is attached: pass the pixels, or leave the block")
         if newest and has_pixels(arguments):
             _check_inside(model, newest[0], arguments)
             unwrap(getattr(model.prepare_inputs_for_generation, "__self__", model))  # PEFT's, of a learned prompt
@@ -266,8 +265,8 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
                 pruned = newest[0].prune(model, with_mask(model, arguments))
             asked: Pruned | Turn = pruned
             block = newest[0].dropping(model, pruned)
-        elif newest and arguments.get("past_key_values") in _ASKED:
-            asked, earlier = _next_turn(arguments)
+        elif newest and names.given_cache(arguments) in _ASKED:
+            asked, earlier = _next_turn(model, arguments)
             if earlier is not None:
                 _check_inside(model, newest[0], arguments)
             block = _again(earlier)
@@ -277,7 +276,11 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
         width = asked["input_ids"].shape[1]
         full = FullPrompt(prompt, width)
         kept = isinstance(asked, Pruned)  # it carries all other arguments itself
-        options = {} if kept else {name: value for name, value in arguments.items() if name not in TEXT}
+        options = (
+            {}
+            if kept
+            else {name: value for name, value in names.without_cache(arguments).items() if name not in TEXT}
+        )
         limits = _rebased(model, arguments, prompt.shape[1] - width)
         _INSIDE.generate = True
         try:
@@ -288,7 +291,7 @@ def _pruning_generate(model: "PreTrainedModel", generate: Any, stack: list[Attac
             _INSIDE.generate = inside
         if isinstance(asked, Pruned):
             newest[0].record(asked, dropped)
-        cache = getattr(output, "past_key_values", None) or arguments.get("past_key_values")
+        cache = names.returned_cache(output)[1] or names.given_cache(arguments)
         if cache is not None:
             _ASKED[cache] = (asked.without_cache() if isinstance(asked, Turn) else Turn.first(asked)), dropped
         return full.output(output)
@@ -303,9 +306,9 @@ def _again(dropped: Dropping | None) -> Iterator[Dropping | None]:
         yield dropped
 
 
-def _next_turn(arguments: dict[str, Any]) -> "tuple[Turn, Dropping | None]":
+def _next_turn(model: "PreTrainedModel", arguments: dict[str, Any]) -> "tuple[Turn, Dropping | None]":
     """A text turn on the cache of a pruned prompt, asked as of stock: with the whole conversation's ids."""
-    cache, ids = arguments["past_key_values"], arguments["input_ids"]
+    cache, ids = names.given_cache(arguments), arguments["input_ids"]
     asked, dropped = _ASKED[cache]
     said = asked.columns + int(cache.get_seq_length()) + 1 - asked["input_ids"].shape[1]
     if ids.shape[1] <= said:
@@ -313,7 +316,7 @@ def _next_turn(arguments: dict[str, Any]) -> "tuple[Turn, Dropping | None]":
             f"input_ids of {ids.shape[1]} columns with a cache of {said}: allowed is the whole conversation, as "
             "generate() returned it, and the new turn"
         )
-    answered: Any = SimpleNamespace(sequences=ids[:, :said], past_key_values=cache)
+    answered: Any = SimpleNamespace(sequences=ids[:, :said], **{names.cache_argument(model): cache})
     return went_on(asked, answered, ids[:, said:]), dropped
 
 
@@ -325,7 +328,7 @@ def _check_cache(cache: Any) -> None:
     """
     if cache in _ASKED and _ASKED[cache][1] is not None:
         raise InvalidInputs(
-            "past_key_values of a prompt that lost tokens inside the language model: allowed is to "
+            "the KV cache of a prompt that lost tokens inside the language model: allowed is to "
             "go on with generate()"
         )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from foveate.encode import encoder_arguments, placeholders
 from foveate.errors import InvalidInputs, InvalidOption, UnsupportedModel
 from foveate.families import FAMILIES, PIXELS, Family
+from foveate.hf import names
 from foveate.methods import Compose, Inside, Method, Resizing
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ def _check_pixels(model: "PreTrainedModel", family: Family, inputs: Mapping[str,
 
 
 def _check_leave_out(model: "PreTrainedModel", family: Family, inputs: Mapping[str, Any]) -> None:
-    cache = inputs.get("past_key_values")
+    cache = names.given_cache(inputs)
     if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0):
-        raise InvalidInputs("pixel_values together with a filled past_key_values: pass images with an empty cache")
-    for name in ("position_ids", "inputs_embeds", "mm_encoder_outputs"):
+        raise InvalidInputs("pixel_values together with a filled KV cache: pass images with an empty cache")
+    for name in ("position_ids", "inputs_embeds", names.ENCODED):
         if inputs.get(name) is not None:
             raise InvalidInputs(f"{name} given together with images to prune: leave it out, prune sets it")
     if isinstance(inputs.get("logits_to_keep"), Tensor):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.errors import InvalidInputs
 from foveate.families import View
+from foveate.hf import names
 
 Panel = tuple[str, Image.Image]
 
@@ -88,8 +89,7 @@ def seen_image(image: Image.Image, pixel_values: Tensor, processor: Any) -> Imag
     if pixel_values.dim() != 4 or len(pixel_values) != 1:
         return image
     images = getattr(processor, "image_processor", processor)
-    mean = torch.tensor(images.image_mean)[:, None, None]
-    deviation = torch.tensor(images.image_std)[:, None, None]
+    mean, deviation = (torch.tensor(names.at(images, f"image_{what}"))[:, None, None] for what in ("mean", "std"))
     colours = pixel_values[0].detach().float().cpu() * deviation + mean
     pixels = (colours.clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())

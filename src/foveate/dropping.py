@@ -17,6 +17,7 @@ from torch import Tensor
 from foveate.drops import Drop, Parts, decoder_of, drops_of, images_of
 from foveate.encode import placeholders
 from foveate.families import Family
+from foveate.hf import names
 from foveate.layer_attention import attention_paid
 from foveate.methods.base import top
 from foveate.methods.inside import Inside, Recycled
@@ -91,6 +92,7 @@ class Dropping:
 
     def __init__(self, model: "PreTrainedModel", family: Family, pruned: Pruned, parts: Parts) -> None:
         self._decoder: Any = decoder_of(model, family)
+        self._cache_name = names.cache_argument(self._decoder)
         self._entered = pruned.kept
         self._images = images_of(model, pruned)
         self._mask = pruned["attention_mask"].bool()
@@ -152,17 +154,17 @@ class Dropping:
     def _begin(self, module: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Any:
         if options is None or threading.get_ident() != self._thread:
             return None
-        entering, cache = options["inputs_embeds"], options.get("past_key_values")
+        entering, cache = options["inputs_embeds"], options.get(self._cache_name)
         self._pass = None
         if entering is None or not self._is_own(entering, cache):
             return None
         cached = 0 if cache is None else int(cache.get_seq_length())
-        layers = options.get("deepstack_visual_embeds")
+        layers = options.get(names.DEEPSTACK)
         deepstack = [] if layers is None else list(layers)
         self._pass = _Pass(
-            cache, cached + entering.shape[1], cached, entering, deepstack, options.get("visual_pos_masks")
+            cache, cached + entering.shape[1], cached, entering, deepstack, options.get(names.VISUAL)
         )
-        return (arguments, {**options, "deepstack_visual_embeds": None}) if deepstack else None
+        return (arguments, {**options, names.DEEPSTACK: None}) if deepstack else None
 
     def _is_own(self, entering: Tensor, cache: Any) -> bool:
         """Whether a pass is one of the prompt's: callers' functions may run the model on something else."""
@@ -251,8 +253,6 @@ class Dropping:
         left = self._at(index)
         if left is None:
             return options
-        from transformers.masking_utils import create_causal_mask
-
         cut = dict(options)
         if now.mask is not None and now.cached:
             cut["attention_mask"] = now.mask[0]
@@ -266,14 +266,8 @@ class Dropping:
             if options.get("position_ids") is not None:  # flash attention takes gaps for packed sequences
                 cut["position_ids"] = torch.arange(columns.shape[1], device=states.device).expand(len(columns), -1)
         if now.mask is None:
-            mask = create_causal_mask(
-                config=self._decoder.config,
-                inputs_embeds=states,
-                attention_mask=None if bool(real.all()) else real,
-                past_key_values=now.cache,
-                layer_idx=index,
-            )
-            now.mask = (mask,)
+            attended = None if bool(real.all()) else real
+            now.mask = (names.causal_mask(self._decoder.config, states, attended, now.cache, index),)
         cut["attention_mask"] = now.mask[0]
         return cut
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidFeatures, InvalidInputs, UnsupportedModel
 from foveate.families import PIXELS, Family
+from foveate.hf import names
 from foveate.tokens import Signal, VisualTokens
 from foveate.vision_attention import attention_tap, key_tap
 
@@ -88,7 +89,7 @@ def run_encoder(
     base: Any = model.base_model
     given = {**_arguments(model, inputs, kind), **instead}
     try:
-        return getattr(base, f"get_{kind}_features")(**given, return_dict=True)
+        return names.at(base, f"get_{kind}_features")(**given, return_dict=True)
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -160,7 +161,7 @@ def _encode_kind(
         projector = family.projector(model) if PROJECTED & signals else None
         states = None if projector is None else stack.enter_context(_input_tap(projector))
         output = run_encoder(model, family, inputs, kind)
-    entries = entries_of(output.pooler_output)
+    entries = entries_of(names.features(output))
     counts = family.counts(model, inputs, kind, [len(entry) for entry in entries])
     token = placeholder_id(model, kind)
     rows = _rows_of_images(inputs["input_ids"] == token, counts, kind, sum(map(len, entries)))
@@ -174,9 +175,7 @@ def _encode_kind(
     patches = None if states is None else list(torch.split(torch.cat(entries_of(states)), counts))
     if patches is not None and Signal.PATCHES in signals:
         images = [replace(image, patches=own) for image, own in zip(images, patches, strict=True)]
-    layers = [
-        torch.split(torch.cat(entries_of(layer)), counts) for layer in output.get("deepstack_features") or ()
-    ]
+    layers = [torch.split(torch.cat(entries_of(layer)), counts) for layer in names.deepstack(model, output)]
     return Encoded(
         images,
         rows,

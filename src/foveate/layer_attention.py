@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedModel
+from foveate.hf import names
 from foveate.methods.base import precise
 
 NAME = "foveate_queries_and_keys"  # of our function among those of transformers
@@ -60,18 +61,19 @@ def paid(query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _queries_and_keys(layer: Any, states: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _collect)
+    names.attention_functions().register(NAME, _collect)
     module = layer.self_attn
     twin = copy.copy(module)  # shares all weights
     twin.config = copy.copy(module.config)
     twin.config._attn_implementation = NAME
-    own = {name: options[name] for name in ("position_embeddings", "position_ids") if name in options}
+    own: dict[str, Any] = {
+        name: options[name] for name in ("position_embeddings", "position_ids") if name in options
+    }
+    own |= {"attention_mask": None, names.cache_argument(module): None}
     _HERE.found = []
     try:
         normed = layer.input_layernorm(states)
-        type(module).forward(twin, hidden_states=normed, attention_mask=None, past_key_values=None, **own)
+        type(module).forward(twin, hidden_states=normed, **own)
         found: list[tuple[Tensor, Tensor]] = _HERE.found
     finally:
         del _HERE.found

@@ -14,6 +14,7 @@ from foveate.check import check_inputs, check_method, with_mask
 from foveate.encode import Encoded, encode
 from foveate.errors import InvalidOption
 from foveate.families import Family, family_of
+from foveate.hf import names
 from foveate.methods import Method, Resizing
 from foveate.place import Ranking, choose, place
 from foveate.pruned import Pruned, Report
@@ -106,9 +107,7 @@ def prune_with_grad(
         sources: `prepare`'s ``question``, ``processor``, ``clip`` and ``family``.
     """
     pruned = prepare(model, inputs, [method], **sources).keep_as(method, settings)
-    base: Any = model.base_model
-    if hasattr(base, "rope_deltas"):  # read by steps that continue the cache without positions
-        base.rope_deltas = pruned.rope_deltas
+    names.keep_rope_deltas(model, pruned.rope_deltas)
     return pruned
 
 

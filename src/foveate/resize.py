@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from foveate.encode import Encoded, entries_of, finite, run_encoder
 from foveate.families import AS_IT_IS, Family
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,8 +129,8 @@ def _run(
 ) -> list[Standing]:
     """One per entry that the encoder returns."""
     output = run_encoder(model, family, inputs, kind, **family.with_pictures(model, inputs, kind, pictures))
-    layers = [entries_of(layer) for layer in output.get("deepstack_features") or ()]
-    entries = entries_of(output.pooler_output)
+    layers = [entries_of(layer) for layer in names.deepstack(model, output)]
+    entries = entries_of(names.features(output))
     return [Standing(features, [layer[number] for layer in layers]) for number, features in enumerate(entries)]
 
 

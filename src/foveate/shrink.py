@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from foveate.container import encoder_output
 from foveate.encode import Encoded, encoder_arguments, placeholder_id, placeholders
 from foveate.families import Family
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +58,7 @@ class Shrunk(Mapping[str, Any]):
     columns: int
 
     def __getitem__(self, key: str) -> Any:
-        if key == "mm_encoder_outputs":
+        if key == names.ENCODED:
             return {kind: encoder_output(found.rows, found.deepstack) for kind, found in self.features.items()}
         return self.tensors[key]
 
@@ -67,7 +68,7 @@ class Shrunk(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self.tensors
-        yield "mm_encoder_outputs"
+        yield names.ENCODED
 
     def __len__(self) -> int:
         return len(self.tensors) + 1

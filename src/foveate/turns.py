@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidInputs
+from foveate.hf import names
 from foveate.pruned import Pruned
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ class Turn(Mapping[str, Any]):
         return axes.amax(dim=1, keepdim=True) + 1 - attended
 
     def __getitem__(self, key: str) -> Any:
-        if key == "mm_encoder_outputs" and self.images is not None:
+        if key == names.ENCODED and self.images is not None:
             return self.images[key]  # built afresh: generate() expands it in place
         return self.tensors[key]
 
     def __iter__(self) -> Iterator[str]:
         yield from self.tensors
         if self.images is not None:
-            yield "mm_encoder_outputs"
+            yield names.ENCODED
 
     def __len__(self) -> int:
         return len(self.tensors) + (self.images is not None)
@@ -89,8 +90,7 @@ def continued(
     Raises:
         InvalidInputs: a batch or beams, an output without its cache or that was continued already, other shapes.
     """
-    layers = getattr(getattr(output, "past_key_values", None), "layers", ())
-    if len({int(layer.get_seq_length()) for layer in layers if not getattr(layer, "is_sliding", True)}) > 1:
+    if names.uneven(names.returned_cache(output)[1]):
         raise InvalidInputs(
             "a cache whose layers hold different numbers of tokens, some were dropped inside the language model: "
             "allowed is to go on with generate() inside the block"
@@ -102,7 +102,8 @@ def went_on(
     asked: "Pruned | Turn", output: "GenerateDecoderOnlyOutput", following: "Tensor | Mapping[str, Any]"
 ) -> Turn:
     """`continued`, whatever the layers' caches hold."""
-    mask, answer = asked["attention_mask"], _answer(asked, output)
+    cache_name, cache = names.returned_cache(output)
+    mask, answer = asked["attention_mask"], _answer(asked, output, cache)
     ids, steps, types = _following(asked, following)
     start = int(mask.sum() + asked.rope_deltas) + answer.shape[1]
     said = torch.arange(start - answer.shape[1], start, device=answer.device)
@@ -119,19 +120,18 @@ def went_on(
         **{name: torch.cat([asked[name], torch.zeros_like(answer), types[name]], dim=1) for name in types},
         "attention_mask": attended,
         "position_ids": positions,
-        "past_key_values": output.past_key_values,
+        cache_name: cache,
     }
     images = following if isinstance(following, Pruned) else None
     columns = ids.shape[1] if images is None else images.columns
     return Turn(tensors, asked.columns + answer.shape[1] + columns, images)
 
 
-def _answer(asked: "Pruned | Turn", output: "GenerateDecoderOnlyOutput") -> Tensor:
+def _answer(asked: "Pruned | Turn", output: "GenerateDecoderOnlyOutput", cache: Any) -> Tensor:
     """``[1, n]``, the new tokens; all but the last are in the cache."""
-    cache = getattr(output, "past_key_values", None)
     if cache is None:
         raise InvalidInputs(
-            f"an output of type {type(output).__name__} without past_key_values: call generate with "
+            f"an output of type {type(output).__name__} without its cache: call generate with "
             "return_dict_in_generate=True"
         )
     sequences: Tensor = output.sequences
@@ -151,17 +151,17 @@ def _answer(asked: "Pruned | Turn", output: "GenerateDecoderOnlyOutput") -> Tens
 
 def _following(asked: "Pruned | Turn", following: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The new turn's ids ``[1, M]``, its positions from 0 ``[1, M]`` (or one row per axis), its token types."""
-    names = [name for name in PER_TOKEN if name in asked]
+    per_token = [name for name in PER_TOKEN if name in asked]
     if isinstance(following, Pruned):
         if len(following["attention_mask"]) != 1:
             raise InvalidInputs(f"a new turn of {len(following['attention_mask'])} rows: allowed is one")
         real = following["attention_mask"][0].bool()
         steps = following["position_ids"][..., real]
-        types = {name: following[name][:, real] for name in names}
+        types = {name: following[name][:, real] for name in per_token}
         return following["input_ids"][:, real], steps[1:] if steps.dim() == 3 else steps, types
     ids = following.get("input_ids") if isinstance(following, Mapping) else following
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] != 1 or ids.is_floating_point():
         found = f"of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"of type {type(ids).__name__}"
         raise InvalidInputs(f"following {found}: allowed are ids [1, M], or the prune of a turn with images")
     steps = torch.arange(ids.shape[1], device=ids.device)[None]
-    return ids, steps, {name: torch.zeros_like(ids) for name in names}
+    return ids, steps, {name: torch.zeros_like(ids) for name in per_token}

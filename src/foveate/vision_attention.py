@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import MissingSignal
+from foveate.hf import names
 
 NAME = "foveate_attention_received"  # of our function among those of transformers
 QUERIES = 256  # rows of the attention matrix formed at a time
@@ -47,9 +48,7 @@ def key_tap(layer: nn.Module) -> AbstractContextManager[list[Tensor]]:
 
 @contextmanager
 def _tap(layer: nn.Module, read: Read) -> Iterator[list[Tensor]]:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _collect)
+    names.attention_functions().register(NAME, _collect)
     captured: list[Tensor] = []
     thread = threading.get_ident()  # other threads may run the same module at the same time
 

@@ -1,6 +1,5 @@
 """The model families, and the table by which a model finds its own."""
 
-import inspect
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
@@ -15,6 +14,7 @@ from foveate.families.llava import Llava
 from foveate.families.mistral3 import Mistral3
 from foveate.families.rope import Glm4v, Qwen2VL, Qwen3VL, Qwen25VL
 from foveate.families.tiles import Idefics3, InternVL, SmolVLM
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,8 +58,8 @@ def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot generate: allowed is a model for conditional generation"
         )
-    if asked == GENERIC and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModel(f"model type {kind!r}: its forward does not take mm_encoder_outputs")
+    if asked == GENERIC:
+        names.check_model(model)
     family = FAMILIES.get(kind)
     proven = family is not None and (not family.towers or tower in family.towers)
     if asked == GENERIC:
@@ -78,6 +78,7 @@ def family_of(model: "PreTrainedModel", asked: str | None = None) -> Family:
         raise UnsupportedModel(
             f"{family.name} with transformers {transformers.__version__}: supported from {family.since} on"
         )
+    names.check_model(model)
     return family
 
 

@@ -10,9 +10,12 @@ from foveate.families.base import DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Prompt, bas
 from foveate.families.layout import Layout, runs, square
 from foveate.families.llava import Llava
 from foveate.families.pooling import pooled
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LLAVA_NEXT = "models.llava_next.modeling_llava_next"
 
 
 class LlavaNext(Llava):
@@ -89,22 +92,20 @@ class LlavaNext(Llava):
 
     def _tilings(self, model: "PreTrainedModel", prompt: Prompt) -> list[tuple[int, int]]:
         """``(rows, columns)`` of each image's tiles."""
-        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
         pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
-        return [get_anyres_image_grid_shape(size, pinpoints, side) for size in prompt["image_sizes"]]
+        shape_of = names.imported(LLAVA_NEXT, "get_anyres_image_grid_shape")
+        return [shape_of(size, pinpoints, side) for size in prompt["image_sizes"]]
 
     def _tiles(self, model: "PreTrainedModel", prompt: Prompt) -> list[int]:
-        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
         pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
-        return [int(image_size_to_num_patches(size, pinpoints, side)) for size in prompt["image_sizes"]]
+        count_of = names.imported(LLAVA_NEXT, "image_size_to_num_patches")
+        return [int(count_of(size, pinpoints, side)) for size in prompt["image_sizes"]]
 
     def _pack(
         self, model: "PreTrainedModel", prompt: Prompt, patches: list[Tensor], which: list[int]
     ) -> list[Tensor]:
         """``[N, C]`` per image of ``patches [tiles, n, C]``, NaN at newlines."""
-        packed, _ = base_of(model).pack_image_features(
+        packed, _ = names.at(base_of(model), "pack_image_features")(
             patches,
             prompt["image_sizes"][which],
             **self._packing(model, prompt),
@@ -169,7 +170,9 @@ class LlavaOnevision(LlavaNext):
             return super().carry(model, prompt, kind, scores)
         videos = prompt["pixel_values_videos"].shape[0]
         shape = scores[0].shape[1:]
-        small = base_of(model).apply_pooling(torch.stack([frame.reshape(len(frame), -1) for frame in scores]))
+        small = names.at(base_of(model), "apply_pooling")(
+            torch.stack([frame.reshape(len(frame), -1) for frame in scores])
+        )
         return list(small.reshape(videos, -1, *shape))
 
     def _tiles(self, model: "PreTrainedModel", prompt: Prompt) -> list[int]:

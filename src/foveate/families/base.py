@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidInputs
 from foveate.families.layout import Grid, Layout, View, square
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +76,7 @@ class Family:
         Raises:
             InvalidInputs: what the model needs for them is missing.
         """
-        own = getattr(base_of(model), "get_rope_index", None)
+        own = names.rope_index(model)
         if own is None:
             return None
         parameters = inspect.signature(own).parameters.values()
@@ -89,7 +90,12 @@ class Family:
 
     def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
         """The attention module of the tower's layer whose output the projector reads; None where unknown."""
-        return None
+        layer = self.tower_layer(model)
+        return None if layer is None else names.tower_attention(model, layer)
+
+    def tower_layer(self, model: "PreTrainedModel") -> int | None:
+        """The index of that layer among the tower's; None where this family does not say."""
+        return -1
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
         """Whether the tower's first patch is a CLS token."""
@@ -128,8 +134,3 @@ class Family:
 def base_of(model: "PreTrainedModel") -> Any:
     """The model without its head: where the encoders and the state of positions are."""
     return cast(Any, model.base_model)
-
-
-def selected_layer(layers: Any, index: int) -> Any:
-    """The layer whose output is ``hidden_states[index]``: entry 0 is the embedding, -1 the last layer's output."""
-    return layers[index - 1 if index > 0 else index]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.families.base import AS_IT_IS, IMAGE, Family, Prompt, base_of
+from foveate.families.base import AS_IT_IS, IMAGE, Family, Prompt
 from foveate.families.layout import Layout, square
 from foveate.families.pooling import pooled
 
@@ -21,12 +21,6 @@ class PaliGemma(Family):
     towers = ("siglip_vision_model",)
     drops_inside = False
     tokens = "a square of patches"
-
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`."""
-        tower = base_of(model).vision_tower
-        module: nn.Module = getattr(tower, "vision_model", tower).encoder.layers[-1].self_attn
-        return module
 
 
 class Gemma3(PaliGemma):
@@ -56,11 +50,6 @@ class Gemma4(Family):
         kernel = model.config.vision_config.pooling_kernel_size
         height, width = _patches(prompt, index)
         return Layout.of((height // kernel, width // kernel))
-
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`."""
-        module: nn.Module = base_of(model).vision_tower.encoder.layers[-1].self_attn
-        return module
 
     def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
         """See `Family.carry`: padding left out, the mean over the patches of a token."""

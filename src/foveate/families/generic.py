@@ -21,6 +21,10 @@ class Generic(Family):
     drops_inside = False
     resizes = None
 
+    def tower_layer(self, model: "PreTrainedModel") -> int | None:
+        """Nothing is known of the tower."""
+        return None
+
     def layout(self, model: "PreTrainedModel", prompt: Prompt, kind: str, index: int, n: int) -> Layout:
         """See `Family.layout`."""
         return Layout.of((1, n))

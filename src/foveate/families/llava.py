@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.families.base import AS_IT_IS, Family, Prompt, base_of, selected_layer
+from foveate.families.base import AS_IT_IS, Family, Prompt, base_of
 from foveate.families.layout import Layout
+from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,16 +35,11 @@ class Llava(Family):
         locked[0] = model.config.vision_feature_select_strategy == "full"
         return Layout(((side, side),), locked)
 
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`."""
-        index = model.config.vision_feature_layer
-        tower = base_of(model).vision_tower
-        if hasattr(tower, "transformer"):
-            layers, name = tower.transformer.layers, "attention"
-        else:
-            layers, name = getattr(tower, "vision_model", tower).encoder.layers, "self_attn"
-        layer: nn.Module = getattr(selected_layer(layers, index if isinstance(index, int) else index[-1]), name)
-        return layer
+    def tower_layer(self, model: "PreTrainedModel") -> int | None:
+        """The layer whose output is ``hidden_states[index]``: 0 is the embedding, -1 the last output."""
+        given = model.config.vision_feature_layer
+        index = given if isinstance(given, int) else given[-1]
+        return int(index - 1 if index > 0 else index)
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
         """See `Family.has_cls`."""
@@ -57,7 +53,7 @@ class Llava(Family):
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """See `Family.projector`."""
-        module: nn.Module = base_of(model).multi_modal_projector
+        module: nn.Module = names.at(base_of(model), "multi_modal_projector")
         return module
 
     def pictures(self, model: "PreTrainedModel", prompt: Prompt, kind: str) -> list[Tensor]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.families.base import AS_IT_IS, IMAGE, PIXELS, VIDEO, Family, Prompt, base_of
+from foveate.families.base import AS_IT_IS, IMAGE, PIXELS, VIDEO, Family, Prompt
 from foveate.families.layout import Layout
 
 if TYPE_CHECKING:
@@ -31,11 +31,6 @@ class Qwen2VL(Family):
         merge = model.config.vision_config.spatial_merge_size
         steps, height, width = prompt[GRIDS[kind]][index].tolist()
         return Layout.of(*[(height // merge, width // merge)] * steps)
-
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`: the last block's."""
-        module: nn.Module = base_of(model).visual.blocks[-1].attn
-        return module
 
     def carry(self, model: "PreTrainedModel", prompt: Prompt, kind: str, scores: list[Tensor]) -> list[Tensor]:
         """See `Family.carry`: the mean over the patches of a token, which follow one another."""
@@ -82,11 +77,9 @@ class Qwen25VL(Qwen2VL):
 
     name = "Qwen2.5-VL"
 
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`: that of the last layer that attends over the whole image."""
-        whole = model.config.vision_config.fullatt_block_indexes
-        module: nn.Module = base_of(model).visual.blocks[max(whole)].attn
-        return module
+    def tower_layer(self, model: "PreTrainedModel") -> int | None:
+        """The last one that attends over the whole image."""
+        return int(max(model.config.vision_config.fullatt_block_indexes))
 
     def _in_raster_order(self, model: "PreTrainedModel", scores: Tensor, grid: list[int]) -> Tensor:
         """The tower holds the tokens of a window together: windows in raster order, each in raster order."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.families.base import Family, Prompt, base_of
+from foveate.families.base import Family, Prompt
 from foveate.families.layout import Grid, Layout, View, joined, runs, square, tiling
 from foveate.families.pooling import pooled
 
@@ -38,10 +38,9 @@ class InternVL(Family):
         tiles = joined(grids[:-1], kept[:-1], tiling(len(grids) - 1, aspect))
         return [whole, View("tiles", *tiles)]
 
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`."""
-        module: nn.Module = base_of(model).vision_tower.encoder.layer[model.config.vision_feature_layer].attention
-        return module
+    def tower_layer(self, model: "PreTrainedModel") -> int | None:
+        """The one that the configuration names."""
+        return int(model.config.vision_feature_layer)
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
         """See `Family.has_cls`."""
@@ -81,10 +80,9 @@ class Idefics3(InternVL):
                     open_tiles = 0
         return sizes
 
-    def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:
-        """See `Family.attention`."""
-        module: nn.Module = base_of(model).vision_model.encoder.layers[-1].self_attn
-        return module
+    def tower_layer(self, model: "PreTrainedModel") -> int | None:
+        """The last one."""
+        return -1
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
         """See `Family.has_cls`."""

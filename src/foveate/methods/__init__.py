@@ -1,32 +1,32 @@
 """The methods: one paper per file, and the table by which all else finds them."""
 
 from foveate.methods.base import Method
-from foveate.methods.cdpruner import CDPruner
 from foveate.methods.compose import Compose
-from foveate.methods.dart import DART
-from foveate.methods.divprune import DivPrune
-from foveate.methods.downsample import DownsampledImage
-from foveate.methods.dpp import DPP
-from foveate.methods.fastervlm import FasterVLM
-from foveate.methods.fastv import FastV
+from foveate.methods.controls.downsample import DownsampledImage
+from foveate.methods.controls.norm import NormTopK
+from foveate.methods.controls.pool import AveragePool
+from foveate.methods.controls.random import Random
+from foveate.methods.controls.relevance_top_k import RelevanceTopK
+from foveate.methods.controls.uniform import UniformGrid
 from foveate.methods.inside import Inside
+from foveate.methods.inside.fastv import FastV
+from foveate.methods.inside.pyramiddrop import PyramidDrop
+from foveate.methods.inside.sparsevlm import SparseVLM
 from foveate.methods.merging import Merging, Resizing
-from foveate.methods.norm import NormTopK
-from foveate.methods.pool import AveragePool
-from foveate.methods.prumerge import PruMerge
-from foveate.methods.prumergeplus import PruMergePlus
-from foveate.methods.pyramiddrop import PyramidDrop
-from foveate.methods.random import Random
-from foveate.methods.relevance_top_k import RelevanceTopK
-from foveate.methods.resprune import ResPrune
-from foveate.methods.rrqr import RRQR
-from foveate.methods.scope import SCOPE
-from foveate.methods.spare import SPARE
-from foveate.methods.sparsevlm import SparseVLM
-from foveate.methods.tome import ToMe
-from foveate.methods.uniform import UniformGrid
-from foveate.methods.visionzip import VisionZip
-from foveate.methods.vispruner import VisPruner
+from foveate.methods.merging.prumerge import PruMerge
+from foveate.methods.merging.prumergeplus import PruMergePlus
+from foveate.methods.merging.tome import ToMe
+from foveate.methods.merging.visionzip import VisionZip
+from foveate.methods.selecting.cdpruner import CDPruner
+from foveate.methods.selecting.dart import DART
+from foveate.methods.selecting.divprune import DivPrune
+from foveate.methods.selecting.dpp import DPP
+from foveate.methods.selecting.fastervlm import FasterVLM
+from foveate.methods.selecting.resprune import ResPrune
+from foveate.methods.selecting.rrqr import RRQR
+from foveate.methods.selecting.scope import SCOPE
+from foveate.methods.selecting.spare import SPARE
+from foveate.methods.selecting.vispruner import VisPruner
 
 METHODS: dict[str, type[Method]] = {
     "spare": SPARE,

@@ -15,6 +15,7 @@ from foveate.bench.quality.items import Item
 from foveate.bench.quality.store import Batch, Store
 from foveate.errors import InvalidBudget
 from foveate.families import family_of
+from foveate.hf import names
 from foveate.methods import UniformGrid
 from foveate.methods.merging import Merging, Resizing
 from foveate.prune import Prepared, prepare
@@ -109,7 +110,7 @@ def _run_batch(
     methods = list(dict.fromkeys([UniformGrid(), *(arm.prunes_with for arm in arms)]))
     prepared = prepare(model, inputs.to(model.device), methods, processor=processor, clip=clip)
     whole = prepared.keep(UniformGrid(), 1.0)
-    everything = whole["mm_encoder_outputs"]["image"].pooler_output
+    everything = names.features(whole[names.ENCODED]["image"])
     energies: dict[str, Energies] = {}  # by method: its smaller budgets are mostly prefixes of its largest
     # Resizing arms first: they may not reach a count, which should be known before the others have run.
     done: dict[tuple[str, str, tuple[int, ...]], Batch] = {}  # budgets that come to the same counts run once

@@ -16,6 +16,7 @@ from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.subject import Subject
 from foveate.dropping import dropping
 from foveate.families import family_of
+from foveate.hf import names
 from foveate.parts import Parts
 from foveate.prune import prune
 
@@ -91,7 +92,7 @@ def passed(
     entered, first = watch.points
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))
-    return Passed(seconds, prompt, list(layers), decided, output.past_key_values)
+    return Passed(seconds, prompt, list(layers), decided, names.returned_cache(output)[1])
 
 
 class _Watch:

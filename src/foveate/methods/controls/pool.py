@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.methods.base import precise
-from foveate.methods.blocks import anchors, blocks, divided
+from foveate.methods.controls.blocks import anchors, blocks, divided
 from foveate.methods.merging import Merging
 from foveate.tokens import VisualTokens
 

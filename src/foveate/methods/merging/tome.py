@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.methods.mixing import Mixing
+from foveate.methods.merging.mixing import Mixing
 from foveate.select import merge_bipartite
 from foveate.tokens import Signal, VisualTokens
 

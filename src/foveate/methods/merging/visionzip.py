@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 from foveate.errors import InvalidOption
 from foveate.methods.attention import Attending
 from foveate.methods.base import at_least_zero, top
-from foveate.methods.mixing import Mixing
+from foveate.methods.merging.mixing import Mixing
 from foveate.select import merge_contextual
 from foveate.tokens import Signal, VisualTokens
 

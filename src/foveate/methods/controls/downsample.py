@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.methods.blocks import anchors, divided, lattice
+from foveate.methods.controls.blocks import anchors, divided, lattice
 from foveate.methods.merging import Resizing
 from foveate.tokens import VisualTokens
 

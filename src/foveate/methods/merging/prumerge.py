@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.errors import InvalidOption
 from foveate.methods.attention import Attending
 from foveate.methods.base import top
-from foveate.methods.mixing import Mixing
+from foveate.methods.merging.mixing import Mixing
 from foveate.select import merge_neighbours
 from foveate.tokens import Signal, VisualTokens
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate.errors import InvalidBudget, InvalidFeatures
 from foveate.methods.base import top
-from foveate.methods.prumerge import PruMerge
+from foveate.methods.merging.prumerge import PruMerge
 from foveate.select import count_outliers
 
 TOKENS = 576  # of LLaVA-1.5; the authors' code is written for them alone, and samples all but the last

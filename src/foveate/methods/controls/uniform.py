@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.methods.base import Method
-from foveate.methods.blocks import divided
+from foveate.methods.controls.blocks import divided
 from foveate.tokens import VisualTokens
 
 

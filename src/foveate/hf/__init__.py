@@ -1,0 +1,1 @@
+"""What is known of transformers beyond its documented interface: names that move, containers, wrappers."""

@@ -1,0 +1,1 @@
+"""Methods that keep some tokens as they are: one paper per file."""
