@@ -140,6 +140,12 @@ def test_a_users_own_questions(tmp_path):
     assert len(own_items(path, 2)) == 2
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = own(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [item.question for item in own_items(path, 9)] == ["What?"]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -147,6 +153,7 @@ def test_a_users_own_questions(tmp_path):
         ("[1]", "not an object"),
         ({**GOOD, "image": 3}, "image=3"),
         ({**GOOD, "image": "b.png"}, "'b.png': no such file"),
+        ({**GOOD, "image": "mine.jsonl"}, "'mine.jsonl': not an image that can be read"),
         ({"image": "a.png", "answers": ["x"]}, "question=None"),
         ({**GOOD, "question": " "}, "question=' '"),
         ({**GOOD, "answers": "x"}, "answers='x'"),

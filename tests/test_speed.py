@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.bench.defaults import Speed
 from foveate.bench.speed import memory, passing, running
 from foveate.bench.speed.benchmark import Benchmark
+from foveate.bench.speed.cells import speedup
 from foveate.bench.speed.clock import clock_of
 from foveate.bench.speed.contestants import STOCK, WHOLE, contestants
 from foveate.bench.speed.memory import NOT_MEASURED, how, peak
@@ -16,7 +18,7 @@ from foveate.bench.speed.passing import STAGES, passed
 from foveate.bench.speed.presets import PRESETS, build
 from foveate.bench.speed.running import Effort, order, run
 from foveate.bench.speed.spread import spread
-from foveate.bench.speed.store import FILE, Store
+from foveate.bench.speed.store import Store
 from foveate.bench.speed.subject import Subject
 from foveate.errors import InvalidInputs, InvalidOption
 from speedy import Still, shrink_presets, tiny_subject
@@ -248,7 +250,7 @@ def test_a_stopped_run_goes_on_and_a_cut_round_is_run_again(subject, tmp_path):
     store = Store.open(tmp_path, settings)
     with pytest.raises(KeyboardInterrupt):
         all_run(subject, store, progress=stop)
-    path = tmp_path / FILE
+    path = tmp_path / Speed.FILE
     path.write_text(path.read_text() + '{"tokens": 36, "ba')  # as a power cut leaves it
     again = Store.open(tmp_path, settings)
     assert again.rounds((36, 1), [one.key for one in found]) == [0]
@@ -282,7 +284,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path, monkeypatch):
         benchmark.store(half, tmp_path)
     with pytest.raises(InvalidInputs, match=r"made with model .*64 tokens of text.*99"):
         benchmark.store(longer, tmp_path)
-    (tmp_path / FILE).write_text(json.dumps({"a": 1}) + "\n")
+    (tmp_path / Speed.FILE).write_text(json.dumps({"a": 1}) + "\n")
     with pytest.raises(InvalidInputs, match="not a file of earlier results"):
         benchmark.store(plain, tmp_path)
 
@@ -357,3 +359,17 @@ def test_contestants_that_do_the_same_run_once():
     assert [one.keep for one in found[2:]] == [8, 16, 8, 16]
     with pytest.raises(InvalidOption, match="always measured"):
         contestants("none,spare", "8")
+
+
+def test_budgets_that_come_to_the_same_counts_are_timed_once(subject):
+    """36 visual tokens: half of them are 18, and more than all are all."""
+    made = Benchmark.make(methods="norm,uniform", keep="0.5,18,9999,36,8")
+    found = [one.label for one in made.distinct(subject).contestants[2:]]
+    assert found == [f"{name} {keep}" for name in ("NormTopK", "UniformGrid") for keep in ("0.5", "9999", "8")]
+
+
+def test_what_was_really_kept_names_the_arm(subject):
+    made = Benchmark.make(methods="norm", keep="9999,8", repeats=1, warmup=0, new_tokens=1)
+    data = made.measure(subject, Store())
+    assert [row["label"] for row in data["cases"][0]["rows"][2:]] == ["NormTopK 36", "NormTopK 8"]
+    assert not any("(" in speedup(row["speedup"]["end_to_end"]) for row in data["cases"][0]["rows"])  # one repeat

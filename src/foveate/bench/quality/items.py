@@ -77,7 +77,7 @@ def own_items(path: Path, n: int, last_word: bool = False) -> list[Item]:
     """
     _check_count(n)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a text file that can be read"
         raise InvalidInputs(f"data {str(path)!r}: {reason}") from error
@@ -106,6 +106,12 @@ def _own_item(path: Path, number: int, line: str, last_word: bool) -> Item:
     image, answers = path.parent / entry["image"], entry["answers"]
     if not image.is_file():
         raise _bad_line(path, number, f"image {entry['image']!r}: no such file")
+    try:
+        with Image.open(image):  # its head alone: what no reader knows is known before the run
+            pass
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = f"image {entry['image']!r}: not an image that can be read"
+        raise _bad_line(path, number, reason) from error
     return Item(
         id=f"line-{number}",
         question=entry["question"],

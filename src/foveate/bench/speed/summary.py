@@ -57,13 +57,14 @@ def summarise(contestants: Sequence[Contestant], cases: Sequence[Case], store: S
 def _case(contestants: Sequence[Contestant], case: Case, store: Store) -> Plain:
     rounds = store.rounds(case, [one.key for one in contestants])
     stock = [store.timed[case, number, STOCK] for number in rounds]
+    tokens, batch = case
     rows = []
     for one in contestants:
         own = [store.timed[case, number, one.key] for number in rounds]
         weighed = store.weighed[case, one.key]
         rows.append(
             {
-                "label": one.label,
+                "label": _label(one, tokens),
                 "method": one.method,
                 "keep": one.keep,
                 "key": one.key,
@@ -79,9 +80,14 @@ def _case(contestants: Sequence[Contestant], case: Case, store: Store) -> Plain:
                 "decided": weighed.decided,
             }
         )
-    tokens, batch = case
     confidence = spread([1.0] * len(rounds)).confidence
     return {"tokens": tokens, "batch": batch, "repeats": len(rounds), "confidence": confidence, "rows": rows}
+
+
+def _label(one: Contestant, tokens: int) -> str:
+    """With what is really kept, where more was asked for than there is."""
+    beyond = one.arm is not None and isinstance(one.keep, int) and one.keep > tokens
+    return f"{one.arm.title} {tokens}" if one.arm and beyond else one.label
 
 
 def _speedup(read: Callable[[Timed], float], stock: Sequence[Timed], own: Sequence[Timed]) -> Plain | None:
@@ -102,7 +108,7 @@ def _break_even(cases: Sequence[Plain]) -> list[Plain]:
     found = []
     for batch in dict.fromkeys(case["batch"] for case in cases):
         here = sorted((case for case in cases if case["batch"] == batch), key=lambda case: case["tokens"])
-        for row in here[0]["rows"]:
+        for row in here[-1]["rows"]:
             if row["method"] in (STOCK, WHOLE):
                 continue
             lines = [(case["tokens"], _row(case, row["key"])["speedup"]) for case in here]
