@@ -92,7 +92,12 @@ def test_help_version_methods_and_usage_errors_do_without_torch():
     cases += [["ask", SCENE, "?", *more] for more in (["--keep", "0"], ["--method", "best"], ["--draw", "a.xyz"])]
     cases += [[*arguments, "--keep", "x"] for arguments in RUNS.values()]
     cases += [[*arguments, "--methods", "best"] for arguments in RUNS.values()]
-    cases += [["ask", "nowhere.png", "?"], ["ask", SCENE, " "], [*RUNS["quality"], "--data", "nowhere.jsonl"]]
+    cases += [
+        ["ask", "nowhere.png", "?"],
+        ["ask", SCENE, " "],
+        ["bench", "serve", "file:///x"],
+        [*RUNS["quality"], "--data", "nowhere.jsonl"],
+    ]
     code = (
         "import json, sys\nfrom typer.testing import CliRunner\nfrom foveate.cli import app\n"
         "for case in json.loads(sys.argv[1]):\n"
