@@ -12,9 +12,8 @@ def address(url: str) -> str:
     Raises:
         InvalidOption: another scheme than http and https, or one without its slashes.
     """
-    found = re.match(
-        r"([a-z][a-z0-9+.-]*):(?!\d)(/*)(.*)", url, flags=re.IGNORECASE
-    )  # localhost:8000 has no scheme
+    # localhost:8000 has no scheme.
+    found = re.match(r"([a-z][a-z0-9+.-]*):(?!\d)(/*)(.*)", url, flags=re.IGNORECASE)
     if found is not None:
         scheme, slashes, rest = found.groups()
         if scheme.lower() not in ("http", "https"):
