@@ -100,7 +100,8 @@ def _speedup(read: Callable[[Timed], float], stock: Sequence[Timed], own: Sequen
 
 
 def _plain(found: Spread) -> Plain:
-    return {"median": found.median, "quartiles": list(found.quartiles), "interval": list(found.interval)}
+    interval = list(found.interval) if found.confidence else None  # of a single value there is none
+    return {"median": found.median, "quartiles": list(found.quartiles), "interval": interval}
 
 
 def _break_even(cases: Sequence[Plain]) -> list[Plain]:
