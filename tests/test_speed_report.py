@@ -246,7 +246,7 @@ BAD = {
     "unknown preset": (("--preset", "gpt"), "allowed are llava-0.5b"),
     "preset and model": ((*SMALL, "--model", "mini"), "one of the two"),
     "preset and clip": ((*SMALL, "--clip", "here"), "one of the two"),
-    "no such model": (("--model", "./no/such"), "no checkpoint there"),
+    "no such model": (("--model", "./no/such"), "no such folder"),
     "unknown method": (("--methods", "best"), "allowed are spare"),
     "none": (("--methods", "none"), "always measured"),
     "keep": (("--keep", "x"), "'x'"),
@@ -260,7 +260,7 @@ BAD = {
     "new tokens": (("--max-new-tokens", "0"), "1 or more"),
     "attention": ((*SMALL, "--attention", "flash"), "allowed are sdpa"),
     "dtype": ((*SMALL, "--dtype", "int8"), "allowed are float32"),
-    "docs": ((*SMALL, "--docs", "no/such"), "no such folder"),
+    "docs": ((*SMALL, "--docs", __file__), "allowed is a folder"),
 }
 
 
@@ -270,5 +270,6 @@ def test_bad_input_is_one_line_and_exit_code_2(case):
     result = command(*arguments)
     assert result.exit_code == 2, (result.output, result.exception)
     assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert words in result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.endswith(" s so far")]  # on a slow machine
+    assert len(lines) == 1
+    assert words in lines[0]
