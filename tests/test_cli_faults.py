@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 import foveate
@@ -35,7 +36,6 @@ RUNS = {
 }
 FACTS = {"quality": defaults.Quality, "speed": defaults.Speed, "serve": defaults.Serve}
 LONG = {"ask": ASK, **RUNS}
-LONGER = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' key of a warning given once
 MAIN = "from foveate.cli import main; main()"
 
 
@@ -442,7 +442,8 @@ def test_a_server_is_asked_by_http_alone(url, words):
 def test_what_is_longer_than_the_models_positions_is_refused(bundled, monkeypatch, name):
     monkeypatch.setattr(bench, "load", lambda path: bundled)
     monkeypatch.setattr("foveate.bench.checkpoint.load", lambda path: bundled)
-    monkeypatch.setattr(bundled[1].tokenizer, "deprecation_warnings", {LONGER: True})  # as `load` silences it
+    transformers_logging.set_verbosity_error()  # as `load` does
+    transformers_logging.disable_progress_bar()
     question = "What is it? " * 1500
     own = {"image": SCENE, "question": question, "answers": ["x"]}
     with open("mine.jsonl", "w") as file:
