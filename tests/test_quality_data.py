@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from foveate.bench.arm import all_tokens, parse_arms, parse_budgets
-from foveate.bench.quality import items, suites
+from foveate.bench.defaults import Quality
+from foveate.bench.quality import items
 from foveate.bench.quality.items import matches, mini_items, own_items
 from foveate.bench.quality.plan import Plan
 from foveate.bench.quality.suites import CONTROLS, DEFAULT, SUITES, arms_of, default_suite, suites_of
@@ -33,7 +34,7 @@ def test_the_default_suite_has_all_methods_and_all_controls():
     specs = [variant.spec for variant in default_suite().variants]
     assert specs[: len(METHODS)] == list(METHODS)
     assert set(CONTROLS) <= set(specs)
-    assert len(arms_of([default_suite()], parse_budgets(suites.BUDGETS))) == 1 + 5 * (len(METHODS) + 4)
+    assert len(arms_of([default_suite()], parse_budgets(Quality.BUDGETS))) == 1 + 5 * (len(METHODS) + 4)
 
 
 def test_controls_join_whatever_is_asked_for():
@@ -165,6 +166,12 @@ def test_a_users_pictures_are_shown_as_a_viewer_shows_them(tmp_path):
     assert own_items(path, 1)[0].image().getpixel((0, 0)) == (99, 99, 99)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = own(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [item.question for item in own_items(path, 9)] == ["What?"]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -172,6 +179,7 @@ def test_a_users_pictures_are_shown_as_a_viewer_shows_them(tmp_path):
         ("[1]", "not an object"),
         ({**GOOD, "image": 3}, "image=3"),
         ({**GOOD, "image": "b.png"}, "'b.png': no such file"),
+        ({**GOOD, "image": "mine.jsonl"}, "'mine.jsonl': not an image that can be read"),
         ({"image": "a.png", "answers": ["x"]}, "question=None"),
         ({**GOOD, "question": " "}, "question=' '"),
         ({**GOOD, "answers": "x"}, "answers='x'"),

@@ -195,7 +195,7 @@ def test_results_that_an_editor_saved_with_a_byte_order_mark_go_on(bundled, tmp_
 @pytest.mark.parametrize("text", ["[1]\n", "oops\n", '{"split": "test"}\n{"a": 1}\n', '{"other": 1}\n'])
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(InvalidInputs, match="not a file of earlier results|line 2: not a result"):
+    with pytest.raises(InvalidInputs, match=r"not a file of earlier results|line 2: not a result"):
         Store.open(tmp_path, SETTINGS)
     assert (tmp_path / FILE).read_text() == text
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
-from foveate.bench import serve
+from foveate.bench import serve, web
 from foveate.bench.quality.cells import DASH
 from foveate.bench.serve.load import Load
 from foveate.bench.serve.tables import cells
@@ -206,6 +206,40 @@ def test_the_page_and_its_plot(server, tmp_path):
     assert "On a tiny machine." in text
     assert re.search(r"\| RRQR 4 \| .*x unclear.* \| 20 \| 35\.0 % \| 50\.0 % \|", text)
     assert (tmp_path / "serving.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("127.0.0.1:9/v1/", "http://127.0.0.1:9"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("example.org", "http://example.org"),
+        ("HTTPS://example.org/v1", "HTTPS://example.org"),
+        ("http://h:80a0", "http://h:80a0"),
+    ],
+)
+def test_addresses_as_people_write_them(url, found):
+    assert web.address(url) == found
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_a_server_that_sends_elsewhere_is_not_followed(target):
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    elsewhere = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+    with pytest.raises(InvalidInputs, match="no vLLM server answers there"):
+        found(elsewhere)
+    elsewhere.shutdown()
+    elsewhere.server_close()
 
 
 def test_refusals_name_what_is_allowed(server, tmp_path):

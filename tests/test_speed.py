@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveate.bench.defaults import Speed
 from foveate.bench.speed import memory, passing, running
 from foveate.bench.speed.benchmark import Benchmark
+from foveate.bench.speed.cells import speedup
 from foveate.bench.speed.clock import clock_of
 from foveate.bench.speed.contestants import STOCK, WHOLE, contestants
 from foveate.bench.speed.memory import NOT_MEASURED, how, peak
@@ -358,3 +359,17 @@ def test_contestants_that_do_the_same_run_once():
     assert [one.keep for one in found[2:]] == [8, 16, 8, 16]
     with pytest.raises(InvalidOption, match="always measured"):
         contestants("none,spare", "8")
+
+
+def test_budgets_that_come_to_the_same_counts_are_timed_once(subject):
+    """36 visual tokens: half of them are 18, and more than all are all."""
+    made = Benchmark.make(methods="norm,uniform", keep="0.5,18,9999,36,8")
+    found = [one.label for one in made.distinct(subject).contestants[2:]]
+    assert found == [f"{name} {keep}" for name in ("NormTopK", "UniformGrid") for keep in ("0.5", "9999", "8")]
+
+
+def test_what_was_really_kept_names_the_arm(subject):
+    made = Benchmark.make(methods="norm", keep="9999,8", repeats=1, warmup=0, new_tokens=1)
+    data = made.measure(subject, Store())
+    assert [row["label"] for row in data["cases"][0]["rows"][2:]] == ["NormTopK 36", "NormTopK 8"]
+    assert not any("(" in speedup(row["speedup"]["end_to_end"]) for row in data["cases"][0]["rows"])  # one repeat

@@ -110,7 +110,8 @@ def test_few_repeats_leave_all_unclear(repeats):
     summary = made_up(seconds=crossing, repeats=repeats)
     assert {entry[name] for entry in summary["break_even"] for name in ("first_token", "end_to_end")} == {None}
     text = printed(summary)
-    assert "2.00x unclear (2.00–2.00)" in text
+    assert ("2.00x unclear (2.00–2.00)" in text) == (repeats > 1)  # a single one has no interval
+    assert "2.00x unclear" in text
     assert not any(word in text for word in ("faster", "slower"))
 
 
@@ -216,7 +217,7 @@ def test_numbers_as_text():
     assert size(None) == "–"
     assert [size(n) for n in (12, 2048, 3 * 1024**2, 2 * 1024**3)] == ["12 B", "2.00 KiB", "3.00 MiB", "2.00 GiB"]
     assert layers([576, 576, 64, 64]) == "576, 64 from layer 3"
-    entry = {"median": 0.41234, "quartiles": [0.4, 0.42]}
+    entry = {"median": 0.41234, "quartiles": [0.4, 0.42], "interval": [0.4, 0.42]}
     assert milliseconds(entry, spread=True) == "412 (400–420)"
 
 
@@ -272,7 +273,7 @@ BAD = {
     "unknown preset": (("--preset", "gpt"), "allowed are llava-0.5b"),
     "preset and model": ((*SMALL, "--model", "mini"), "one of the two"),
     "preset and clip": ((*SMALL, "--clip", "here"), "one of the two"),
-    "no such model": (("--model", "./no/such"), "no checkpoint there"),
+    "no such model": (("--model", "./no/such"), "no such folder"),
     "unknown method": (("--methods", "best"), "allowed are spare"),
     "none": (("--methods", "none"), "always measured"),
     "keep": (("--keep", "x"), "'x'"),
@@ -286,7 +287,7 @@ BAD = {
     "new tokens": (("--max-new-tokens", "0"), "1 or more"),
     "attention": ((*SMALL, "--attention", "flash"), "allowed are sdpa"),
     "dtype": ((*SMALL, "--dtype", "int8"), "allowed are float32"),
-    "docs": ((*SMALL, "--docs", "no/such"), "no such folder"),
+    "docs": ((*SMALL, "--docs", __file__), "allowed is a folder"),
 }
 
 
@@ -296,5 +297,6 @@ def test_bad_input_is_one_line_and_exit_code_2(case):
     result = command(*arguments)
     assert result.exit_code == 2, (result.output, result.exception)
     assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert words in result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.endswith(" s so far")]  # on a slow machine
+    assert len(lines) == 1
+    assert words in lines[0]

@@ -82,7 +82,6 @@ __all__ = [
     "DivPrune",
     "DownsampledImage",
     "EachImage",
-    "EachImage",
     "FastV",
     "FasterVLM",
     "FoveateError",

@@ -45,9 +45,9 @@ def measure_quality(
     if docs:
         check_documents(docs, Quality.PAGE, may_overwrite)
     with run_of(out, Quality.FILE) as told:
-        told("drawing the questions")
         from foveate import bench
 
+        told("drawing the questions")
         benchmark = bench.quality.Benchmark.make(
             suite=suite,
             methods=methods,

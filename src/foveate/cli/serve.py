@@ -36,6 +36,9 @@ def measure_server(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a running vLLM server with and without pruning, under the same load."""
+    from foveate.bench.web import address
+
+    address(url)
     check_budgets(keep)
     check_methods(methods)
     if docs:

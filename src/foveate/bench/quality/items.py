@@ -109,6 +109,12 @@ def _own_item(path: Path, number: int, line: str, last_word: bool) -> Item:
     image, answers = path.parent / entry["image"], entry["answers"]
     if not image.is_file():
         raise _bad_line(path, number, f"image {entry['image']!r}: no such file")
+    try:
+        with Image.open(image):  # its head alone: what no reader knows is known before the run
+            pass
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = f"image {entry['image']!r}: not an image that can be read"
+        raise _bad_line(path, number, reason) from error
     return Item(
         id=f"line-{number}",
         question=entry["question"],

@@ -30,8 +30,9 @@ def context_line(data: Plain) -> str:
     """What was measured, and on what, in one line."""
     context = data["context"]
     versions = ", ".join(f"{name} {number}" for name, number in context["versions"].items())
+    asked = f"{context['questions']} question{'s' * (context['questions'] != 1)}"
     return (
-        f"{context['questions']} questions ({context['data']}), model {context['model']}, "
+        f"{asked} ({context['data']}), model {context['model']}, "
         f"nouns by {context['tagger']}; {context['machine']}; {versions}."
     )
 

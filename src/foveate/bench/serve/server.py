@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from foveate.bench.defaults import Serve
+from foveate.bench.web import address, opener
 from foveate.errors import InvalidInputs, InvalidOption, first_line
 
 # vLLM's counters, of tokens looked up and found: of prompts, and of what was made of images before the encoder.
@@ -65,7 +66,7 @@ class Server:
         """
         if find_spec("openai") is None:
             raise InvalidOption("bench serve asks through the openai client: pip install openai")
-        url = _address(url)
+        url = address(url)
         models, versions = _read(url, "/v1/models", timeout), _read(url, "/version", timeout)
         try:
             model, version = json.loads(models)["data"][0]["id"], json.loads(versions)["version"]
@@ -147,37 +148,6 @@ class Server:
         return Answered(first, time.perf_counter() - start, used.prompt_tokens, used.completion_tokens)
 
 
-def _address(url: str) -> str:
-    """The address without ``/v1``, with its scheme.
-
-    Raises:
-        InvalidOption: another scheme than http and https, or one without its slashes.
-    """
-    scheme, colon, rest = url.partition(":")
-    if colon and scheme.lower() in ("http", "https") and not rest.startswith("//"):
-        raise InvalidOption(f"server {url!r}: two slashes go there, {scheme}://{rest.lstrip('/')}")
-    if colon and scheme.lower() not in ("http", "https") and not re.match(r"\d", rest):  # localhost:8000 has none
-        raise InvalidOption(f"server {url!r}: allowed are http and https, such as http://localhost:8000")
-    url = url.rstrip("/").removesuffix("/v1")
-    return url if "://" in url else f"http://{url}"
-
-
-def _web() -> urllib.request.OpenerDirector:
-    """What opens http and https alone: urllib's own opener reads files, and follows redirects to ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _key() -> str:
     return os.environ.get("OPENAI_API_KEY") or "none"
 
@@ -185,7 +155,7 @@ def _key() -> str:
 def _read(url: str, path: str, timeout: float) -> str:
     try:
         request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {_key()}"})
-        with _web().open(request, timeout=timeout) as answer:
+        with opener().open(request, timeout=timeout) as answer:
             text: str = answer.read().decode()
             return text
     except (OSError, ValueError, HTTPException) as error:  # the last: a port that speaks something else

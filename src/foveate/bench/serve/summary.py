@@ -82,4 +82,5 @@ def _share(rounds: Sequence["Round"], looked_up: str, found: str) -> float | Non
 
 
 def _plain(found: Spread) -> Plain:
-    return {"median": found.median, "quartiles": list(found.quartiles), "interval": list(found.interval)}
+    interval = list(found.interval) if found.confidence else None  # of a single value there is none
+    return {"median": found.median, "quartiles": list(found.quartiles), "interval": interval}

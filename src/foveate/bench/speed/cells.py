@@ -13,15 +13,14 @@ def milliseconds(entry: Plain, spread: bool = False) -> str:
     """``412``, or with its quartiles ``412 (405–420)``: the median in ms."""
     text = _three(1000 * entry["median"])
     low, high = (_three(1000 * value) for value in entry["quartiles"])
-    return f"{text} ({low}–{high})" if spread and entry["quartiles"][0] < entry["quartiles"][1] else text
+    return f"{text} ({low}–{high})" if spread and entry["interval"] is not None else text
 
 
 def speedup(entry: Plain | None) -> str:
     """``0.80x slower (0.75–0.85)``: times as fast as stock, with its interval; unclear as `Spread.sign` says."""
     if entry is None:
         return DASH
-    low, high = entry["interval"]
-    bounds = f" ({low:.2f}–{high:.2f})" if low < high else ""  # a single repeat has none
+    bounds = "" if entry["interval"] is None else " ({:.2f}–{:.2f})".format(*entry["interval"])
     return f"{entry['median']:.2f}x {WORDS[entry['sign']]}{bounds}"
 
 

@@ -110,7 +110,10 @@ def _panel(axes: Any, cases: list[Plain], method: str, measure: str, over: str) 
         lines = {"": sorted(kept, key=lambda pair: pair[0])}
     for number, (label, points) in enumerate(lines.items()):
         middles = [ratio["median"] for _, ratio in points]
-        bars = [[abs(ratio["median"] - ratio["interval"][side]) for _, ratio in points] for side in (0, 1)]
+        bars = [
+            [abs(ratio["median"] - (ratio["interval"] or [ratio["median"]] * 2)[side]) for _, ratio in points]
+            for side in (0, 1)
+        ]
         axes.errorbar(
             [place for place, _ in points],
             middles,

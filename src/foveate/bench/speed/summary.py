@@ -62,13 +62,14 @@ def summarise(contestants: Sequence[Contestant], cases: Sequence[Case], store: S
 def _case(contestants: Sequence[Contestant], case: Case, store: Store) -> Plain:
     rounds = store.rounds(case, [one.key for one in contestants])
     stock = [store.timed[case, number, STOCK] for number in rounds]
+    tokens, batch = case
     rows = []
     for one in contestants:
         own = [store.timed[case, number, one.key] for number in rounds]
         weighed = store.weighed[case, one.key]
         rows.append(
             {
-                "label": one.label,
+                "label": _label(one, tokens),
                 "method": one.method,
                 "keep": one.keep,
                 "key": one.key,
@@ -86,9 +87,14 @@ def _case(contestants: Sequence[Contestant], case: Case, store: Store) -> Plain:
                 "reads": weighed.reads,
             }
         )
-    tokens, batch = case
     confidence = spread([1.0] * len(rounds)).confidence
     return {"tokens": tokens, "batch": batch, "repeats": len(rounds), "confidence": confidence, "rows": rows}
+
+
+def _label(one: Contestant, tokens: int) -> str:
+    """With what is really kept, where more was asked for than there is."""
+    beyond = one.arm is not None and isinstance(one.keep, int) and one.keep > tokens
+    return f"{one.arm.title} {tokens}" if one.arm and beyond else one.label
 
 
 def _speedup(read: Callable[[Timed], float], stock: Sequence[Timed], own: Sequence[Timed]) -> Plain | None:
@@ -101,7 +107,8 @@ def _speedup(read: Callable[[Timed], float], stock: Sequence[Timed], own: Sequen
 
 
 def _plain(found: Spread) -> Plain:
-    return {"median": found.median, "quartiles": list(found.quartiles), "interval": list(found.interval)}
+    interval = list(found.interval) if found.confidence else None  # of a single value there is none
+    return {"median": found.median, "quartiles": list(found.quartiles), "interval": interval}
 
 
 def _break_even(cases: Sequence[Plain], over: str, at: str) -> list[Plain]:
@@ -115,7 +122,7 @@ def _break_even(cases: Sequence[Plain], over: str, at: str) -> list[Plain]:
     found = []
     for fixed in dict.fromkeys(case[at] for case in cases):
         here = sorted((case for case in cases if case[at] == fixed), key=lambda case: case[over])
-        for row in here[0]["rows"]:
+        for row in here[-1]["rows"]:
             if row["method"] in (STOCK, WHOLE):
                 continue
             lines = [(case[over], _row(case, row["key"])["speedup"]) for case in here]
