@@ -21,6 +21,17 @@ class EncodedImage:
     def __getattr__(self, name):
         return getattr(self.tokens, name)
 
+    def frames(self):
+        """Each grid by itself, of tokens that have no locked rows."""
+        sizes, tensors = [height * width for height, width in self.grids], {}
+        for name, value in vars(self.tokens).items():
+            if isinstance(value, torch.Tensor) and len(value) == len(self.locked):
+                tensors[name] = value.split(sizes)
+        return [
+            replace(self.tokens, grids=(grid,), **{name: parts[number] for name, parts in tensors.items()})
+            for number, grid in enumerate(self.grids)
+        ]
+
     def unlocked(self):
         """What a method ranks."""
         free = {

@@ -544,7 +544,7 @@ def test_they_refuse_what_they_cannot_have_before_any_work(name, monkeypatch):
         with pytest.raises(foveate.MissingSignal, match="has no CLS token"):
             foveate.prune(model, inputs, replace(NEW[name], attention="cls"), keep=4)
     monkeypatch.setattr("foveate.families.FAMILIES", {"llava": FAMILIES["llava"]})
-    with pytest.raises(foveate.MissingSignal, match="not known of this family"):
+    with pytest.raises(foveate.MissingSignal, match="this family does not say which layer"):
         foveate.prune(model, inputs, NEW[name], keep=4, family="generic")
 
 

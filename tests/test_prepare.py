@@ -9,7 +9,7 @@ import torch
 import foveate
 from conftest import noise, tiny_prompt
 from foveate import METHODS, SPARE, RelevanceTopK, ResPrune
-from foveate.methods import Method
+from foveate.methods import EachImage
 from foveate.prune import prepare
 from foveate.tokens import Signal
 
@@ -18,7 +18,7 @@ ALL = [method() for method in METHODS.values()]
 
 
 @dataclass(frozen=True)
-class Spy(Method):
+class Spy(EachImage):
     """Keeps the first tokens, and remembers what it was shown and asked."""
 
     source: ClassVar[str] = "test"
@@ -31,7 +31,7 @@ class Spy(Method):
     def needs(self):
         return self.asks
 
-    def rank(self, tokens, k):
+    def rank_one(self, tokens, k):
         self.shown.append(tokens.signals)
         self.asked.append(k)
         return torch.arange(k)
@@ -155,7 +155,7 @@ def test_a_held_ranking_is_not_written_to(tiny):
 
 
 def test_reports_have_their_own_seconds(tiny):
-    prepared = prepare(tiny, tiny_prompt(), [foveate.RRQR()])
+    prepared = prepare(tiny, tiny_prompt(), [foveate.RRQR()], timed=True)
     first, second = prepared.keep(foveate.RRQR(), 9), prepared.keep(foveate.RRQR(), 5)
     assert list(prepared.seconds) == ["encode", "relevance"]
     assert list(first.report.seconds) == ["encode", "relevance", "select", "shrink"]

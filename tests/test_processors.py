@@ -103,7 +103,9 @@ def question_rows(name, inputs, question):
         processor=processor_of(name),
         question=question,
     )
-    return [tokens.question for tokens in prepared._encoded.images]
+    text, rows = prepared._text, [image.row for image in prepared._images]
+    real = torch.ones(text.nouns.shape[:2], dtype=torch.bool) if text.real is None else text.real
+    return [text.nouns[text.which[row]][real[text.which[row]]] for row in rows]
 
 
 def answered(name, arguments):

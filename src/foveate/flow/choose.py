@@ -55,7 +55,7 @@ class Ranking:
 
     method: Method
     model_type: str
-    _orders: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+    _orders: dict[tuple[int, ...], tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
     def of(
         self, groups: Sequence[Group], encoded: Encoded, images: Sequence[Image], text: Text | None
@@ -66,18 +66,18 @@ class Ranking:
         for group, together in zip(new, tokens, strict=True):
             with torch.no_grad():
                 order = self.method.rank(together, group[0].k)
-            self._check(order, group)
-            self._orders[tuple(unit.start for unit in group)] = order
+            self._orders[tuple(unit.start for unit in group)] = group[0].k, self._checked(order, group)
         return [cast(Tensor, self._known(group)) for group in groups]
 
     def _known(self, group: Group) -> Tensor | None:
-        order, k = self._orders.get(tuple(unit.start for unit in group)), group[0].k
-        if order is None or (order.shape[1] < k and not isinstance(self.method, Resizing)):
+        k = group[0].k
+        asked, order = self._orders.get(tuple(unit.start for unit in group), (0, None))
+        if order is None or not (asked == k or (self.method.nested and asked > k)):
             return None
-        return order[:, :k] if order.shape[1] <= k or self.method.nested else None
+        return order[:, :k]
 
-    def _check(self, order: Tensor, group: Group) -> None:
-        """Refuse what a method of one's own may give by mistake."""
+    def _checked(self, order: Tensor, group: Group) -> Tensor:
+        """Refuse what a method of one's own may give by mistake; until that is read, indices are in range."""
         n, k, resizes = group[0].n, group[0].k, isinstance(self.method, Resizing)
         fits = isinstance(order, Tensor) and order.dtype == torch.long and order.dim() == 2
         fits = fits and len(order) == len(group) and (order.shape[1] == k or (resizes and 0 < order.shape[1] < k))
@@ -89,8 +89,10 @@ class Ranking:
         )
         if not fits:
             raise error
-        if type(self.method) not in METHODS.values():
-            refuse_if(is_no_selection(order, n), lambda: error)
+        if type(self.method) in METHODS.values():
+            return order
+        refuse_if(is_no_selection(order, n), lambda: error)
+        return order.clamp(0, n - 1)
 
 
 @dataclass(frozen=True, eq=False)
