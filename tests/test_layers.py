@@ -20,7 +20,7 @@ ALLOWED = {
     "share": set(),
     "unwrap": {"errors"},
     "container": set(),
-    "vision_attention": {"errors", "hf"},
+    "vision_attention": {"hf"},
     "budget": {"errors", "share"},
     "settings": BASE,
     "tokens": {"errors"},
