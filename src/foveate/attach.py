@@ -16,12 +16,12 @@ from torch import Tensor
 
 from foveate.budget import Budget
 from foveate.check import check_method, has_pixels, with_mask
-from foveate.dropping import Dropping, dropping
-from foveate.drops import check_drops
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
 from foveate.full_prompt import FullPrompt
 from foveate.hf import names
+from foveate.inside.dropping import Dropping, dropping
+from foveate.inside.plan import check_drops
 from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune_with_grad

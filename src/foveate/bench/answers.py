@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.bench.arm import Arm
-from foveate.dropping import dropping
 from foveate.families import View, family_of
+from foveate.inside.dropping import dropping
 from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune

@@ -112,7 +112,7 @@ def _enter(module: Any, asked: tuple[int, See]) -> None:
         watch.asking.append(asked)
         if module.config is watch.config:
             backend = watch.config._attn_implementation
-            function = _function(backend, "torch._dynamo" in sys.modules)
+            function = _function(backend, _compilers())
             names.attention_functions().register(PREFIX + backend, function)
             module.config = _named(watch.config, PREFIX + backend)
 
@@ -150,8 +150,18 @@ def _function(backend: str, compilers: bool) -> Any:
         unwatched = _unwatched(module, backend)
         return _stock(module, backend)(unwatched, query, key, value, attention_mask, **options)
 
-    disable: Any = torch.compiler.disable  # it imports the compilers
-    return disable(attend) if compilers else attend
+    return uncompiled(attend) if compilers else attend
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which compilers leave out of their graphs; they are not imported for it."""
+    disable: Any = torch.compiler.disable
+    uncompiled: Callable[..., Any] = disable(function) if _compilers() else function
+    return uncompiled
+
+
+def _compilers() -> bool:
+    return "torch._dynamo" in sys.modules
 
 
 def _seen(query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> Seen:
