@@ -31,9 +31,8 @@ def heard(
         raters: by method, those chosen before; added to.
     """
     rows, width, device = len(tables.mask), seen.query.shape[2], seen.query.device
-    query, key = (
-        part[:: len(part) // rows, :, :width] for part in (seen.query, seen.key)
-    )  # a cache may have more
+    step = len(seen.query) // rows
+    query, key = seen.query[::step], seen.key[::step, :, :width]  # a static cache has more columns
     real = left.real if left is not None else None if tables.full else tables.mask
     allowed = None if real is None else real.to(device)[:, None]
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -122,10 +121,8 @@ def queries_and_keys(layer: Any, states: Tensor, options: dict[str, Any]) -> See
         found.append(seen)
         raise _EnoughError
 
-    given: dict[str, Any] = {
-        name: options[name] for name in ("position_embeddings", "position_ids") if name in options
-    }
-    given |= {"attention_mask": None, names.cache_argument(module): None}
+    given = {"attention_mask": None, names.cache_argument(module): None}
+    given |= {name: options[name] for name in ("position_embeddings", "position_ids") if name in options}
     normed = layer.input_layernorm(states)
     with watched([module], see):
         try:

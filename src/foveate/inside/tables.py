@@ -71,9 +71,8 @@ def tables_of(layout: Layout, drops: Sequence[Drop], chooses: bool, device: torc
     owners, layers = next(longs), [drop.layer for drop in drops]
     order, last, text = ({layer: next(source) for layer in layers} for source in (bytes_, longs, longs))
     asking = Asking(next(bytes_).float(), [(next(longs), next(longs), next(longs)) for _ in groups])
-    return Tables(
-        mask, bool(layout.mask.all()), owners, held_there, order, last, text, asking if chooses else None
-    )
+    full = bool(layout.mask.all())
+    return Tables(mask, full, owners, held_there, order, last, text, asking if chooses else None)
 
 
 def _rated(layout: Layout, groups: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
