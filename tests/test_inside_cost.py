@@ -12,6 +12,7 @@ import foveate
 from conftest import CACHE
 from foveate.errors import InvalidOption
 from foveate.families import FAMILIES
+from foveate.hf import names
 from foveate.inside import dropping as room
 from foveate.inside.dropping import Dropping, dropping
 from foveate.methods import UniformGrid
@@ -193,8 +194,8 @@ def test_layers_are_given_the_mask_that_stock_gives_a_prompt_of_their_length(nam
 
 def test_masks_are_made_once_a_drop(monkeypatch):
     model, pruned = pruned_of("llava", (1, 2))
-    made, stock = [], room.names.causal_mask
-    monkeypatch.setattr(room.names, "causal_mask", lambda *given: made.append(given[-1]) or stock(*given))
+    made, stock = [], names.causal_mask
+    monkeypatch.setattr(names, "causal_mask", lambda *given: made.append(given[-1]) or stock(*given))
     with dropping(model, FAMILIES["llava"], pruned, parts_of(foveate.PyramidDrop(layers=(1, 3)))):
         forward(model, pruned)
     assert made == [1, 3]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidOption
-from foveate.inside.plan import Drop, Layout, dropped_of
+from foveate.inside.layout import Layout
+from foveate.inside.plan import Drop, dropped_of
 from foveate.inside.tables import Tables
 
 

@@ -8,9 +8,8 @@ as soon as stock itself would mask later passes like that.
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,44 +21,15 @@ from foveate.families import Family
 from foveate.hf import names
 from foveate.hf.attention import Seen, uncompiled, watched
 from foveate.inside.deciding import Left, decided, recycled_again
-from foveate.inside.plan import Drop, Layout, Parts, decoder_of, drops_of, layout_of
+from foveate.inside.layout import Layout, layout_of
+from foveate.inside.passing import Pass
+from foveate.inside.plan import Drop, Parts, decoder_of, drops_of
 from foveate.inside.scores import chooses_raters, heard, queries_and_keys, unseen
 from foveate.inside.tables import Tables, tables_of
-from foveate.methods.inside import Inside
 from foveate.pruned import Pruned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(eq=False)
-class _Pass:
-    """One pass through the language model.
-
-    Attributes:
-        cache: or None.
-        width: columns of the prompt and of what is generated, of all that was seen.
-        cached: how many of them were seen in a pass before.
-        entering: ``[B, L, D]``, what enters the first layer.
-        deepstack: per layer ``[n, D]``, what is added behind it at the ``visual [B, L]`` columns.
-        scores: what was heard for the next drop, ``[B, W]``.
-        left: what there is since the latest drop, and what else its layers are given:
-        given: the latter.
-        order: ``[B, L]``, the row of ``deepstack`` for each column.
-        raters: by method, the text that rates.
-    """
-
-    cache: Any
-    width: int
-    cached: int
-    entering: Tensor
-    deepstack: Sequence[Tensor]
-    visual: Tensor | None
-    scores: Tensor | None = None
-    left: Left | None = None
-    given: dict[str, Any] = field(default_factory=dict)
-    order: Tensor | None = None
-    raters: dict[Inside, Tensor] = field(default_factory=dict)
 
 
 class Dropping:
@@ -87,9 +57,9 @@ class Dropping:
         device = pruned["attention_mask"].device
         self._tables: Tables = tables_of(self._layout, list(self._drops.values()), chooses, device)
         self._left: dict[int, Left] = {}
-        self._decided = False  # by a pass that came to its end
+        self._decided = not self._drops  # by a pass that came to its end
         self._thread = threading.get_ident()
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._cache: Any = None  # of the passes that are the prompt's: a weak reference, or None before the first
         self._entered_with: Tensor | None = None  # what entered the first layer then, where there is no cache
         self._handles: list[Any] = []
@@ -162,7 +132,8 @@ class Dropping:
         cached = int(cache.get_seq_length()) if self._decided and cache is not None else 0
         deepstack, first = list(options.get(names.DEEPSTACK) or ()), min(self._drops)
         visual = options.get(names.VISUAL)
-        self._pass = _Pass(cache, cached + entering.shape[1], cached, entering, deepstack, visual)
+        width = self._layout.mask.shape[1]
+        self._pass = Pass(cache, width, cached, entering, deepstack, visual)
         if not self._decided:
             self._left = {}
             self._watch()
@@ -199,7 +170,7 @@ class Dropping:
             return False
         return torch.equal(entering[:, :width], first)
 
-    def _is_stock_from_now_on(self, now: _Pass) -> bool:
+    def _is_stock_from_now_on(self, now: Pass) -> bool:
         """Whether a pass on the cache is masked by stock as it is by us: not at all, whatever its layers hold."""
         if now.cache is None or not self._layout.mask.all() or not all(drop.full for drop in self._drops.values()):
             return False
@@ -231,25 +202,15 @@ class Dropping:
         if drop is not None:
             if now.cached == 0:
                 states = self._shorter(now, drop, layer, states, {**options, **now.given})
-            now.left = self._left[index]
-            now.given = self._given(now, index, now.left, states, options)
+            now.go_on(self._decoder.config, index, self._left[index], states, options)
         return (states, *arguments[1:]), {**options, **now.given}
 
     def _behind(self, index: int, layer: Any, arguments: tuple[Any, ...], output: Tensor) -> Any:
         """The hook that adds to visual states what deepstack adds behind a layer."""
         now = self._pass
-        if now is None or now.left is None or threading.get_ident() != self._thread:
+        if now is None or threading.get_ident() != self._thread:
             return None
-        assert now.visual is not None
-        if now.order is None:
-            now.order = (now.visual.flatten().cumsum(dim=0) - 1).clamp(min=0).view_as(now.visual)
-        columns, real = self._extended(now, now.left, len(output))
-        columns = columns.to(now.order.device)
-        visual = torch.take_along_dim(now.visual, columns, dim=1)
-        visual = visual if real is None else visual & real.to(visual.device)
-        order = torch.take_along_dim(now.order, columns, dim=1).to(output.device)
-        added = now.deepstack[index].to(output.device, output.dtype)[order]
-        return output + torch.where(visual.to(output.device)[..., None], added, 0)
+        return now.with_deepstack(index, output)
 
     def _at(self, index: int) -> Left | None:
         """What is left at a layer; None for the whole prompt."""
@@ -268,37 +229,7 @@ class Dropping:
             for number, image in enumerate(self._layout.images)
         ]
 
-    def _extended(self, now: _Pass, left: Left, batch: int) -> tuple[Tensor, Tensor | None]:
-        """``columns`` and ``real`` with the columns of later tokens behind, for a batch of copies of each row."""
-        columns, real, width = left.columns, left.real, self._layout.mask.shape[1]
-        if batch > len(columns):
-            columns = columns.repeat_interleave(batch // len(columns), dim=0)
-            real = None if real is None else real.repeat_interleave(batch // len(real), dim=0)
-        if now.width > width:
-            new = torch.arange(width, now.width, device=columns.device).expand(batch, -1)
-            columns = torch.cat([columns, new], dim=1)
-            real = None if real is None else torch.cat([real, torch.ones_like(new, dtype=torch.bool)], dim=1)
-        return columns, real
-
-    def _given(
-        self, now: _Pass, index: int, left: Left, states: Tensor, options: dict[str, Any]
-    ) -> dict[str, Any]:
-        """What layers are given beside their states from a drop on: once for all of them."""
-        columns, real = self._extended(now, left, len(states))
-        real = None if real is None else real.to(states.device)
-        mask = names.causal_mask(self._decoder.config, states, real, now.cache, index)
-        given: dict[str, Any] = {"attention_mask": mask}
-        if now.cached == 0:
-            given["position_embeddings"] = tuple(
-                torch.take_along_dim(part, columns[..., None].to(part.device), dim=-2)
-                for part in options["position_embeddings"]
-            )
-            if options.get("position_ids") is not None:  # flash attention takes gaps for packed sequences
-                counted = torch.arange(columns.shape[1], device=states.device)
-                given["position_ids"] = counted.expand(len(columns), -1)
-        return given
-
-    def _shorter(self, now: _Pass, drop: Drop, layer: Any, states: Tensor, options: dict[str, Any]) -> Tensor:
+    def _shorter(self, now: Pass, drop: Drop, layer: Any, states: Tensor, options: dict[str, Any]) -> Tensor:
         """``[B, W, D]``: the states of what is left; decided in the first pass."""
         left = self._left.get(drop.layer)
         if left is None:
@@ -311,7 +242,7 @@ class Dropping:
             self._left[drop.layer], now.scores = left, None
         else:
             states = recycled_again(drop, left, states)
-        index, new = left.within.to(states.device), now.width - self._layout.mask.shape[1]
+        index, new = left.within.to(states.device), now.new
         if len(states) > len(index):
             index = index.repeat_interleave(len(states) // len(index), dim=0)
         if new:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.inside.plan import Drop, Layout, order_of, raters_of
+from foveate.inside.layout import Layout, Raters, raters_of
+from foveate.inside.plan import Drop, order_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ def tables_of(layout: Layout, drops: Sequence[Drop], chooses: bool, device: torc
     return Tables(mask, full, owners, held_there, order, last, text, asking if chooses else None)
 
 
-def _rated(layout: Layout, groups: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def _rated(layout: Layout, groups: Sequence[Raters]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """`Asking`'s columns and weights: the text of rows in a group, and the last token of all others."""
     widest = max([group.text.shape[1] for group in groups], default=1)
     columns = np.repeat(layout.last[:, None], widest, axis=1)
