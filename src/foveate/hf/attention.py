@@ -22,8 +22,6 @@ from foveate.errors import UnsupportedModel
 from foveate.hf import names
 
 PREFIX = "foveate_"  # before the name of the backend, so that "flash" is still found in it
-# Names in each modeling file: the table, which a file may have changed for itself, and what is in no table.
-TABLE, EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +98,10 @@ def _check(module: Any) -> None:
 def _stock(module: nn.Module, backend: str) -> Any:
     """The function that a module's own forward finds by the name of a backend; None where it finds none."""
     known = inspect.unwrap(type(module).forward).__globals__
-    table = known.get(TABLE)
+    table = known.get(names.ATTENTION_TABLE)
     if table is None:
         table = names.attention_functions()()
-    return known.get(EAGER) if backend == "eager" else table.get(backend)
+    return known.get(names.EAGER_ATTENTION) if backend == "eager" else table.get(backend)
 
 
 def _enter(module: Any, asked: tuple[int, See]) -> None:

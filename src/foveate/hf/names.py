@@ -30,6 +30,8 @@ TOWER_LAYERS = (
     "visual.blocks",
 )
 TOWER_ATTENTION = ("self_attn", "attention", "attn")
+# In each modeling file: the table of attention functions, which it may have changed for itself, and the eager one.
+ATTENTION_TABLE, EAGER_ATTENTION = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
 # Whether a mask may be left out after a look at the padding; since 5.24.
 SKIP = "allow_is_causal_skip"
 _ABSENT = object()
