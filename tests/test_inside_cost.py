@@ -304,3 +304,29 @@ def test_steps_see_each_others_caches():
     assert all(shallow >= deeper for shallow, deeper in pairwise(stored))
     for one, other in zip(cached.logits, anew.logits, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_several_tokens_on_a_shortened_cache_are_as_one_by_one(attention):
+    """Hooks that went after the prefill come back for a turn, whose tokens must not see one another's future."""
+    model, pruned = pruned_of("llava", (1,))
+    model, method = deep("llava", attention), parts_of(foveate.PyramidDrop(layers=(1, 3)))
+    width, new = pruned["input_ids"].shape[1], torch.tensor([[5, 6, 7, 8]])
+    told = []
+    for pieces in ([new], new.split(1, dim=1)):
+        drops, cache, seen, logits = Dropping(model, FAMILIES["llava"], pruned, method), None, width, []
+        with drops.hooked():
+            cache = forward(model, pruned)[CACHE]
+        for piece in pieces:
+            places = torch.arange(seen, seen + piece.shape[1])[None]
+            seen += piece.shape[1]
+            given = {
+                "input_ids": piece,
+                "position_ids": places,
+                "attention_mask": torch.ones(1, seen),
+                CACHE: cache,
+            }
+            with drops.hooked(), torch.no_grad():
+                logits.append(model(**given).logits)
+        told.append(torch.cat(logits, dim=1))
+    assert torch.allclose(*told, atol=1e-4)

@@ -100,7 +100,10 @@ class Dropping:
             self.close()
 
     def close(self) -> None:
-        """Take off what is on the model; again, and at any time, is fine."""
+        """Take off what is on the model: at any time, in any state, and once more.
+
+        Whoever hooks a forward calls it when leaving their block: torch runs no hook after a KeyboardInterrupt.
+        """
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
@@ -150,8 +153,13 @@ class Dropping:
         if now is None or threading.get_ident() != self._thread:
             return
         self._watching.close()
+        cache = now.cache
+        if cache is None:
+            cache = names.returned_cache(output)[1]  # the decoder made it itself
+            self._cache = None if cache is None else weakref.ref(cache)
+            self._entered_with = self._entered_with if cache is None else None
         self._pass, self._decided = None, True
-        if self._is_stock_from_now_on(now):
+        if cache is not None and self._is_stock_from_now_on(now.entering, cache):
             self.close()
 
     def _is_own(self, entering: Tensor, cache: Any) -> bool:
@@ -170,12 +178,12 @@ class Dropping:
             return False
         return torch.equal(entering[:, :width], first)
 
-    def _is_stock_from_now_on(self, now: Pass) -> bool:
-        """Whether a pass on the cache is masked by stock as it is by us: not at all, whatever its layers hold."""
-        if now.cache is None or not self._layout.mask.all() or not all(drop.full for drop in self._drops.values()):
+    def _is_stock_from_now_on(self, entering: Tensor, cache: Any) -> bool:
+        """Whether a step on the cache is masked by stock as it is by us: not at all, whatever its layers hold."""
+        if not self._layout.mask.all() or not all(drop.full for drop in self._drops.values()):
             return False
-        config, one = self._decoder.config, now.entering[:, :1]
-        return all(names.causal_mask(config, one, None, now.cache, layer) is None for layer in (0, *self._drops))
+        config, one = self._decoder.config, entering[:, :1]
+        return all(names.causal_mask(config, one, None, cache, layer) is None for layer in (0, *self._drops))
 
     def _watch(self) -> None:
         """See the attention of layers that rank tokens for the next one."""
