@@ -221,7 +221,7 @@ def movement(before, after):
 
 
 def _sequences(layer, run):
-    from foveate.vision_attention import attention_tap
+    from taps import attention_tap
 
     with attention_tap(layer, first=False) as captured:
         run()

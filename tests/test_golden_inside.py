@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.layer_attention import paid
+from foveate.inside.scores import paid
 from foveate.methods.base import top
 from foveate.select.clusters import density_peaks
 

@@ -16,7 +16,7 @@ from foveate import InvalidBudget, InvalidFeatures, PruMerge, PruMergePlus, ToMe
 from foveate.methods.base import top
 from foveate.methods.merging.prumergeplus import sampled
 from foveate.select import count_outliers, merge_bipartite, merge_contextual, merge_neighbours
-from foveate.vision_attention import attention_tap
+from taps import attention_tap
 
 FOLDER = Path(__file__).parent / "golden"
 FILES = sorted(FOLDER.glob("merge_*.npz"))

@@ -307,7 +307,7 @@ def test_a_cluster_is_the_mean_of_its_tokens():
         )
         model(**inputs)
         inside.remove()
-    gone = attached.dropped._dropped[1][0]
+    [gone] = attached.dropped._left[1].gone
     recycled = method.recycle(seen["before"][0, gone.columns], gone.scores)
     assert recycled is not None
     expected = seen["before"][0].clone()

@@ -4,7 +4,6 @@ The loops know no tensor operation of the library's; the models' own projections
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from foveate.methods.merging.mixing import Mixing
 from foveate.methods.merging.prumergeplus import sampled
 from foveate.prune import prepare
 from foveate.select import count_outliers, merge_bipartite, merge_contextual, merge_neighbours
-from foveate.vision_attention import attention_tap, key_tap
+from taps import attention_tap, key_tap
 from test_families import NAMES, model_of
 from test_family_signals import family_of, kind_of
 from test_merging import close, replaced
@@ -400,17 +399,16 @@ class Packed(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(_attn_implementation="eager")
+        self.config = transformers.LlamaConfig(attn_implementation="packed")
 
     def forward(self, query, key):
-        if self.config._attn_implementation == "eager":
-            return None
         function = transformers.AttentionInterface()[self.config._attn_implementation]
         return function(self, query, key, key, None, scaling=0.5, cu_seq_lens_q=torch.tensor([0, 3, 8]))
 
 
 def test_sequences_that_are_packed_in_one_are_told_apart():
     query, key = torch.randn(1, 4, 8, 2), torch.randn(1, 2, 8, 2)  # two heads of queries to one of keys
+    transformers.AttentionInterface.register("packed", lambda module, *given, **options: (given[0], None))
     layer = Packed()
     with key_tap(layer) as keys, attention_tap(layer, first=True, joint=True) as joint:
         layer(query, key)

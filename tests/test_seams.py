@@ -3,6 +3,7 @@
 A failure here says which name moved, and what to change in ``foveate/hf/names.py``.
 """
 
+import copy
 import inspect
 import re
 import subprocess
@@ -37,6 +38,12 @@ def module(path):
 
 def decoder(model):
     return model.get_decoder()
+
+
+def _set_alone(config):
+    config._attn_implementation = {"": "other"}
+    parts = (config.text_config, config.vision_config)
+    return config._attn_implementation == "other" and all(part._attn_implementation != "other" for part in parts)
 
 
 # What is relied on: a test of a tiny LLaVA, and what a maintainer does when it fails.
@@ -91,23 +98,34 @@ LLAVA_SEAMS = {
     ),
     "a config says which attention function runs": (
         lambda model: isinstance(decoder(model).config._attn_implementation, str),
-        "hf/: a layer is run once more with config._attn_implementation set to ours",
+        "hf/attention.py watches a layer by a copy of its config that names our function: adapt it",
     ),
     "a decoder layer is a norm, then attention": (
         lambda model: (
             hasattr(decoder(model).layers[0], "input_layernorm") and hasattr(decoder(model).layers[0], "self_attn")
         ),
-        "layer_attention runs input_layernorm and self_attn once more: adapt it",
+        "inside/scores.py runs input_layernorm and self_attn once more: adapt it",
+    ),
+    "a modeling file knows the table of attention functions, and the eager one": (
+        lambda model: (
+            {names.ATTENTION_TABLE, names.EAGER_ATTENTION}
+            <= set(inspect.unwrap(type(decoder(model).layers[0].self_attn).forward).__globals__)
+        ),
+        "hf/attention.py calls what a layer would have called: adapt names.ATTENTION_TABLE, names.EAGER_ATTENTION",
+    ),
+    "a config's backend is set alone, and those of its parts are left": (
+        lambda model: _set_alone(copy.deepcopy(model.config)),
+        "hf/attention.py sets config._attn_implementation to {'': name}: adapt it",
     ),
     "a decoder layer takes states, mask and positions by these names": (
         lambda model: takes(
             type(decoder(model).layers[0]).forward, "hidden_states", "attention_mask", "position_embeddings"
         ),
-        "dropping cuts these arguments: adapt it",
+        "inside/passing.py cuts these arguments: adapt it",
     ),
     "a decoder takes embeddings": (
         lambda model: takes(type(decoder(model)).forward, "inputs_embeds"),
-        "dropping reads inputs_embeds: adapt it",
+        "inside/dropping.py reads inputs_embeds: adapt it",
     ),
     "an encoder returns features as pooler_output": (
         lambda model: hasattr(

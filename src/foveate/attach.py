@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from foveate.budget import Budget
-from foveate.dropping import Dropping, dropping
-from foveate.drops import check_drops
 from foveate.errors import InvalidInputs, InvalidOption
 from foveate.families import family_of
 from foveate.flow.check import check_method
@@ -24,6 +22,8 @@ from foveate.flow.prompt import has_pixels
 from foveate.full_prompt import FullPrompt
 from foveate.hf import names
 from foveate.hf.unwrap import unwrap
+from foveate.inside.dropping import Dropping, dropping
+from foveate.inside.plan import check_drops
 from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune_with_grad

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from foveate.bench.arm import Arm
 from foveate.bench.checkpoint import check_length
-from foveate.dropping import dropping
 from foveate.families import View, family_of
+from foveate.inside.dropping import dropping
 from foveate.methods import Compose, Inside, Method
 from foveate.parts import Parts
 from foveate.prune import prune

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from foveate.errors import InvalidFeatures, InvalidInputs, UnsupportedModel
 from foveate.families import PIXELS, Family
 from foveate.flow.prompt import Prompt
-from foveate.hf import names
+from foveate.hf import names, tower
+from foveate.hf.attention import Seen
 from foveate.select.checks import refuse_if
 from foveate.tokens import Signal
-from foveate.vision_attention import attention_tap, key_tap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What is read off the tower's attention layer, with what.
-TAPS: dict[Signal, Callable[[nn.Module], AbstractContextManager[list[Tensor]]]] = {
-    Signal.CLS_ATTENTION: partial(attention_tap, first=True),
-    Signal.RECEIVED_ATTENTION: partial(attention_tap, first=False),
-    Signal.JOINT_ATTENTION: partial(attention_tap, first=True, joint=True),
-    Signal.KEYS: key_tap,
+# What is made of the queries and keys of the tower's attention layer.
+READ: dict[Signal, Callable[[Sequence[Seen]], tuple[Tensor, list[int]]]] = {
+    Signal.CLS_ATTENTION: partial(tower.attention, first=True),
+    Signal.RECEIVED_ATTENTION: partial(tower.attention, first=False),
+    Signal.JOINT_ATTENTION: partial(tower.attention, first=True, joint=True),
+    Signal.KEYS: tower.keys,
 }
 PROJECTED = {Signal.CLIP_RELEVANCE, Signal.PATCHES}  # what is made of the projector's input
 
@@ -156,26 +156,24 @@ def flattened(features: Any) -> Tensor:
 def _encode_kind(
     model: "PreTrainedModel", family: Family, prompt: Prompt, kind: str, signals: frozenset[Signal]
 ) -> Encoded:
-    layer = family.attention(model, kind)
+    layer = family.attention(model, kind) if signals & READ.keys() else None
     with ExitStack() as stack:
-        taps = {
-            signal: stack.enter_context(tap(layer))
-            for signal, tap in TAPS.items()
-            if signal in signals and layer is not None
-        }
+        calls = [] if layer is None else stack.enter_context(tower.tapped(layer))
         projector = family.projector(model) if PROJECTED & signals else None
         states = None if projector is None else stack.enter_context(_input_tap(projector))
         output = run_encoder(model, family, prompt.inputs, kind)
     features = names.features(output)
     entries = [entry.shape[:-1].numel() for entry in features]
     counts = family.counts(model, prompt.known, kind, entries)
-    scores = {signal: torch.cat(captured) for signal, captured in taps.items()}
-    lengths = {signal: [len(sequence) for sequence in captured] for signal, captured in taps.items()}
     return Encoded(
         flattened(features),
         counts,
         [kind] * len(counts),
-        {name: family.carry(model, prompt.known, kind, scores[name], lengths[name]) for name in scores},
+        {
+            signal: family.carry(model, prompt.known, kind, *READ[signal](calls))
+            for signal in READ
+            if signal in signals and layer is not None
+        },
         None if states is None else flattened(states),
         [flattened(layer) for layer in names.deepstack(model, output)],
     )

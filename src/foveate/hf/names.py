@@ -30,6 +30,10 @@ TOWER_LAYERS = (
     "visual.blocks",
 )
 TOWER_ATTENTION = ("self_attn", "attention", "attn")
+# In each modeling file: the table of attention functions, which it may have changed for itself, and the eager one.
+ATTENTION_TABLE, EAGER_ATTENTION = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
+# Whether a mask may be left out after a look at the padding; since 5.24.
+SKIP = "allow_is_causal_skip"
 _ABSENT = object()
 
 
@@ -206,7 +210,7 @@ def causal_mask(config: Any, states: Any, attended: Any, kv_cache: Any, layer: i
     Args:
         config: the decoder's.
         states: ``[B, W, D]``, what enters the layer.
-        attended: ``[B, W]`` bool, columns that are no padding; None for all.
+        attended: ``[B, W]`` bool, columns that are no padding; None where there is none.
         kv_cache: or None.
         layer: whose share of the cache counts.
 
@@ -216,6 +220,8 @@ def causal_mask(config: Any, states: Any, attended: Any, kv_cache: Any, layer: i
     create = imported("masking_utils", "create_causal_mask")
     states_name, cache_name = parameter(create, "inputs_embeds", "input_embeds"), parameter(create, *CACHE)
     options = {"config": config, states_name: states, "attention_mask": attended, cache_name: kv_cache}
+    if attended is not None and SKIP in inspect.signature(create).parameters:  # whoever knows of padding need not
+        options[SKIP] = False  # have it looked for on the device
     return create(**options, **{parameter(create, "layer_idx"): layer})
 
 

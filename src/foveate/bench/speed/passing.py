@@ -15,9 +15,9 @@ from foveate.bench.arm import Arm
 from foveate.bench.speed.clock import Clock
 from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.subject import Subject
-from foveate.dropping import dropping
 from foveate.families import family_of
 from foveate.hf import names
+from foveate.inside.dropping import dropping
 from foveate.parts import Parts
 from foveate.prune import prune
 from foveate.pruned import Pruned

@@ -107,19 +107,23 @@ class Inside(ABC):
         return tuple(last.values())
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
-        """``[M]`` bool: which text tokens rate; None for the prompt's last token alone.
+        """``[G, M]`` bool: which text tokens rate, one at least; None for the prompt's last token alone.
 
         Args:
-            visual: ``[N, D]``, the row's visual tokens as they enter the language model.
-            text: ``[M, D]``, the text behind its last image likewise.
+            visual: ``[G, N, D]``, the visual tokens of ``G`` rows as they enter the language model.
+            text: ``[G, M, D]``, the text behind each row's last image likewise.
         """
         return None
+
+    def recycled(self, dropped: int) -> int:
+        """How many of an image's ``dropped`` tokens stay after all: what `recycle` gives."""
+        return 0
 
     def recycle(self, dropped: Tensor, scores: Tensor) -> Recycled | None:
         """What becomes of an image's dropped tokens; None where they are gone.
 
         Args:
-            dropped: ``[n, D]`` states between the layers.
-            scores: ``[n]``.
+            dropped: ``[n, D]`` states between the layers, best first.
+            scores: ``[n]``, descending.
         """
         return None

@@ -82,24 +82,29 @@ class SparseVLM(Inside):
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
         """See `Inside.raters`: those that visual tokens are more like than the mean."""
-        likeness = (precise(visual) @ precise(text).T).softmax(dim=1).mean(dim=0)
-        above: Tensor = likeness > likeness.mean()
-        if not bool(above.any()):
-            if self.faithful:
-                raise InvalidFeatures(
-                    f"{len(text)} text tokens, none of them above the mean: allowed is faithful=False"
-                )
-            return torch.ones_like(above)
-        return above
+        likeness = (precise(visual) @ precise(text).mT).softmax(dim=-1).mean(dim=-2)
+        above: Tensor = likeness > likeness.mean(dim=-1, keepdim=True)
+        some = above.any(dim=-1, keepdim=True)
+        if self.faithful and not bool(some.all()):  # the one option that waits for the device
+            raise InvalidFeatures(
+                f"{text.shape[-2]} text tokens, none of them above the mean: allowed is faithful=False"
+            )
+        return above | ~some
+
+    def recycled(self, dropped: int) -> int:
+        """See `Inside.recycled`."""
+        if not self.recycle_dropped or dropped < 2:
+            return 0
+        return (int(RECYCLED * dropped) + 1) // CLUSTER + 1
 
     def recycle(self, dropped: Tensor, scores: Tensor) -> Recycled | None:
         """See `Inside.recycle`."""
-        count = int(RECYCLED * len(dropped)) + 1
-        if not self.recycle_dropped or len(dropped) < 2:
+        clusters = self.recycled(len(dropped))
+        if not clusters:
             return None
-        best = top(scores, count)
-        centres, assigned = density_peaks(dropped[best], count // CLUSTER + 1)
+        best = top(scores, int(RECYCLED * len(dropped)) + 1)
         states = precise(dropped[best])
-        sums = states.new_zeros(len(centres), states.shape[1]).index_add_(0, assigned, states)
-        sizes = torch.bincount(assigned, minlength=len(centres)).to(states.dtype)
-        return Recycled(best[centres], (sums / sizes[:, None]).to(dropped.dtype))
+        centres, assigned = density_peaks(states, clusters)
+        member = (assigned[:, None] == torch.arange(clusters, device=assigned.device)).to(states.dtype)
+        means = (member.T @ states) / member.sum(dim=0)[:, None]
+        return Recycled(best[centres], means.to(dropped.dtype))

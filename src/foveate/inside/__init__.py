@@ -1,0 +1,1 @@
+"""Dropping visual tokens between two layers of the language model."""
