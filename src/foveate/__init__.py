@@ -12,6 +12,7 @@ Importing it loads torch, and does nothing else: no model, no transformers, noth
 from foveate import select
 from foveate.attach import Attached, attach
 from foveate.budget import Budget
+from foveate.chat.turns import continued
 from foveate.errors import (
     FoveateError,
     InvalidBudget,
@@ -55,7 +56,6 @@ from foveate.methods import (
 from foveate.prune import prune
 from foveate.pruned import Pruned, Report
 from foveate.tokens import Signal, VisualTokens
-from foveate.turns import continued
 
 __version__ = "0.1.0"
 

@@ -30,6 +30,8 @@ TOWER_LAYERS = (
     "visual.blocks",
 )
 TOWER_ATTENTION = ("self_attn", "attention", "attn")
+# Where generate() decides which of its own processors and criteria give way to the caller's.
+MERGE = "_merge_criteria_processor_list"
 _ABSENT = object()
 
 
@@ -147,6 +149,22 @@ def uneven(kv_cache: Any) -> bool:
     return len({int(layer.get_seq_length()) for layer in layers if not getattr(layer, "is_sliding", True)}) > 1
 
 
+def plain_keys(layer: Any) -> Any:
+    """``[B, H, T, d]``, the keys of a cache's layer in the order of their tokens; None where they lie otherwise.
+
+    Sliding layers shift them, quantized ones (they have a ``residual_length``) keep the latest alone.
+    """
+    keys = getattr(layer, "keys", None)
+    shifted = getattr(layer, "is_sliding", True) or hasattr(layer, "residual_length")
+    return None if shifted or getattr(keys, "ndim", 0) != 4 else keys
+
+
+def flash(model: Any) -> bool:
+    """Whether the language model's attention runs a flash kernel."""
+    used = at(model.config.get_text_config(), "_attn_implementation")
+    return "flash" in str(used)
+
+
 def given_cache(arguments: Mapping[str, Any]) -> Any:
     """The cache among a caller's arguments, by either name; None where none is given.
 
@@ -178,6 +196,13 @@ def returned_cache(output: Any) -> tuple[str, Any]:
     if not known:
         raise _unknown(type(output).__name__, CACHE)
     return known[0], getattr(output, known[0])
+
+
+def cache_in(output: Any) -> Any:
+    """The cache in what a model's forward returned, a tuple or an output; None where there is none."""
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return returned_cache(output)[1]
 
 
 def vars_of(thing: Any) -> Mapping[str, Any]:

@@ -14,11 +14,9 @@ from torch import Tensor
 from foveate.bench.speed.clock import Clock
 from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.subject import Subject
-from foveate.dropping import dropping
-from foveate.families import family_of
+from foveate.chat.request import Request
+from foveate.check import with_mask
 from foveate.hf import names
-from foveate.parts import Parts
-from foveate.prune import prune
 
 STAGES = ("encode", "select", "prefill", "decode")
 
@@ -71,24 +69,22 @@ def passed(
             end = clock.mark()  # at once: what is counted below would be taken for decoding
             prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
         else:
-            parts = Parts.of(contestant.arm.method, contestant.arm.budget, None)
-            pruned = prune(
+            request = Request.of(
                 model,
-                inputs,
-                parts.prompt,
-                keep=parts.budget,
+                contestant.arm.method,
+                keep=contestant.arm.budget,
                 question=subject.question,
                 processor=subject.processor,
                 clip=subject.clip,
             )
-            taken = pruned.report.seconds
-            select = taken["relevance"] + taken["select"] + taken["shrink"]
-            with dropping(model, family_of(model), pruned, parts.inside) as drops:
-                output = model.generate(**pruned, **options, streamer=watch)
+            with request.ask(model, with_mask(model, inputs)) as asked:
+                output = model.generate(**asked.pruned, **options, streamer=watch)
             end = clock.mark()
-            decided = repr(pruned.report.method if drops is None else contestant.arm.method)
-            prompt = pruned["input_ids"].shape[1]
-            layers = pruned.report.tokens_per_layer[0] if drops is None else drops.tokens_per_layer[0]
+            taken = asked.report.seconds
+            select = taken["relevance"] + taken["select"] + taken["shrink"]
+            decided = repr(asked.report.method)
+            prompt = asked.pruned["input_ids"].shape[1]
+            layers = asked.report.tokens_per_layer[0]
     entered, first = watch.points
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))

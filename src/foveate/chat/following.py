@@ -1,0 +1,101 @@
+"""What follows on the cache of a pruned prompt: a turn that generate() is asked as of stock, or steps by hand."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foveate.chat.memory import Memory, check_rows, next_mask, next_positions
+from foveate.chat.turns import PER_TOKEN
+from foveate.check import with_mask
+from foveate.errors import InvalidInputs
+from foveate.hf import names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def next_turn(
+    model: "PreTrainedModel", memory: Memory, cache: Any, arguments: dict[str, Any]
+) -> tuple[Memory, dict[str, Any]]:
+    """What the cache holds, and generate()'s arguments for a text turn with the whole conversation's ids.
+
+    Raises:
+        InvalidInputs: the cache is not as it was left, or the ids do not go on from it.
+    """
+    memory = memory.held(cache)
+    _check_model(model, memory)
+    check_rows(memory, arguments)
+    ids: Tensor = arguments["input_ids"]
+    length = int(cache.get_seq_length())
+    stored = memory.columns + length - memory.width
+    if ids.shape[1] <= stored:
+        raise InvalidInputs(
+            f"input_ids of {ids.shape[1]} columns with a cache of {stored}: allowed is the whole conversation, as "
+            "generate() returned it, and the new turn"
+        )
+    later = ids[:, memory.columns :]
+    mask = next_mask(memory, with_mask(model, arguments).get("attention_mask"), length, ids.shape[1] - stored)
+    before = {name: value.to(ids.device) for name, value in memory.tensors.items()}
+    mask = mask.to(ids.device)
+    types = {
+        name: torch.cat([before[name], torch.zeros_like(later)], dim=1) for name in PER_TOKEN if name in before
+    }
+    positions = next_positions(memory, mask)
+    return memory, {
+        "input_ids": torch.cat([before["input_ids"], later], dim=1),
+        **types,
+        "attention_mask": mask,
+        "position_ids": torch.cat([before["position_ids"], positions.to(ids.device)], dim=-1),
+        names.cache_argument(model): cache,
+    }
+
+
+def next_step(
+    model: "PreTrainedModel", memory: Memory, cache: Any, arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The mask and the positions of a forward on the cache, for its new tokens alone.
+
+    Raises:
+        InvalidInputs: the cache is not as it was left, or lost tokens inside the language model.
+    """
+    memory = memory.held(cache)
+    _check_model(model, memory)
+    if memory.live is not None:
+        raise InvalidInputs(
+            "the KV cache of a prompt that lost tokens inside the language model: allowed is to go on with "
+            "generate()"
+        )
+    check_rows(memory, arguments)
+    given = arguments.get("input_ids")
+    given = arguments["inputs_embeds"] if given is None else given
+    new = given.shape[1]
+    mask = next_mask(memory, arguments.get("attention_mask"), int(cache.get_seq_length()), new).to(given.device)
+    return {"attention_mask": mask, "position_ids": next_positions(memory, mask)[..., -new:].to(given.device)}
+
+
+def is_pruned(memory: Memory, arguments: Mapping[str, Any]) -> bool:
+    """Whether the caller's arguments are a turn of `continued`: they begin with the pruned prompt's ids."""
+    ids, before = arguments.get("input_ids"), memory.tensors["input_ids"]
+    if arguments.get("position_ids") is None or not isinstance(ids, Tensor) or ids.shape[1] <= memory.width:
+        return False
+    return len(ids) == len(before) and torch.equal(ids[:, : memory.width].to(before.device), before)
+
+
+def _check_model(model: "PreTrainedModel", memory: Memory) -> None:
+    """Refuse a model that numbers or drops otherwise than the one that filled the cache.
+
+    Raises:
+        InvalidInputs: it does.
+    """
+    if memory.live is not None and not memory.live.belongs_to(model):
+        raise InvalidInputs(
+            "a copy of a KV cache, or another model's, whose tokens were dropped inside the language model: "
+            "allowed is the cache itself, with its own model"
+        )
+    axes = names.rope_index(model) is not None
+    if axes != (memory.tensors["position_ids"].dim() == 3):
+        raise InvalidInputs(
+            f"a KV cache of another type of model given to {type(model).__name__}: allowed is its own"
+        )

@@ -1,0 +1,236 @@
+"""What `attach` changes on one model while a block is open: its generate(), and two hooks of its forward."""
+
+import inspect
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch.nn.modules import module as torch_module
+
+from foveate.chat.following import next_step
+from foveate.chat.full_prompt import merging
+from foveate.chat.lengths import check_options
+from foveate.chat.memory import Live, Memory, forget, memory_of
+from foveate.chat.request import Asked, Request
+from foveate.check import has_pixels
+from foveate.encode import placeholders
+from foveate.errors import InvalidInputs
+from foveate.hf import names
+from foveate.hf.uncompiled import uncompiled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ABSENT = object()
+
+
+class Attachment(Protocol):
+    """One block: what it asks of the model, and where it remembers what came of it."""
+
+    request: Request
+
+    def record(self, asked: Asked) -> None:
+        """Remember what became of a prompt."""
+
+
+@dataclass(eq=False)
+class Forward:
+    """A forward on its way: what it was given in place of pixels tells it from any other."""
+
+    encoded: Any
+    asked: Asked
+    attachment: Attachment
+    memory: Memory
+    thread: int
+    frame: FrameType | None
+
+    def runs(self) -> bool:
+        """Whether it is still on its thread's stack: what is interrupted leaves no other trace."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
+
+
+class Installed:
+    """The changes on one model, and the blocks they serve, newest last."""
+
+    def __init__(self, model: "PreTrainedModel", generate: Any) -> None:
+        self.blocks: list[Attachment] = []
+        self.generate_names = _parameters(type(model).generate)
+        self.stock_generate = model.generate
+        self.model = model
+        self._forward_names = _parameters(type(model).forward)
+        self._forwards: list[Forward] = []
+        self._calls = threading.local()
+        self._undone = False
+        self._prune = uncompiled(self._prune_forward)
+        self._step = uncompiled(self._follow)
+        self._end = uncompiled(self._finish)
+        self._close = uncompiled(self._close_left)
+        instead = {"generate": _Generate(self, generate), names.MERGE: merging(names.at(model, names.MERGE))}
+        self._own = {name: model.__dict__.get(name, _ABSENT) for name in instead}
+        model.__dict__.update(instead)
+        self._hook_before = model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._hook_behind = model.register_forward_hook(self._behind, with_kwargs=True, always_call=True)
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        self._hook_before.remove()
+        self._undone = True
+        self._close_left()
+        if not self._forwards:  # else another thread's forward is on its way, and takes it off
+            self._hook_behind.remove()
+        for name, value in self._own.items():
+            if value is _ABSENT:
+                self.model.__dict__.pop(name, None)
+            else:
+                self.model.__dict__[name] = value
+
+    @property
+    def generates(self) -> bool:
+        """Whether this thread is inside this model's generate(), or one that drafts with it."""
+        return bool(getattr(self._calls, "depth", 0))
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Until the end of the block, it is."""
+        self._calls.depth = getattr(self._calls, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._calls.depth -= 1
+
+    def ask(self, attachment: Attachment, arguments: dict[str, Any]) -> tuple[Asked, Memory]:
+        """Prune a prompt, and what its cache is to know of it."""
+        self._close_left()
+        check_options(self.model, attachment.request, arguments)
+        asked = attachment.request.ask(self.model, arguments)
+        attachment.record(asked)
+        live = None if asked.dropped is None else Live(asked.dropped, self.model)
+        stands = placeholders(self.model, attachment.request.family, asked.pruned["input_ids"])
+        return asked, Memory.of(asked.pruned, stands, live)
+
+    def _before(
+        self, model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if kwargs is None:  # torch finds the hook half removed: another thread is leaving the last block
+            return None
+        arguments = {**dict(zip(self._forward_names, args, strict=False)), **kwargs}
+        newest = self.blocks[-1:]
+        if self._forwards:
+            self._close()
+        if newest and has_pixels(arguments):  # not a decoding step, nor what generate has pruned already
+            # Gradients are left as they are: who trains through the forward reaches the vision tower.
+            return (), self._prune(newest[0], arguments)
+        if memory_of(names.given_cache(arguments)) is None:
+            return None
+        return self._step(arguments)
+
+    def _behind(self, model: "PreTrainedModel", args: tuple[Any, ...], *rest: Any) -> None:
+        if len(rest) < 2:  # half removed, as above
+            return
+        kwargs, output = rest
+        if self._forwards or memory_of(names.given_cache(kwargs)) is not None:
+            self._end(kwargs, output)
+
+    def _prune_forward(self, attachment: Attachment, arguments: dict[str, Any]) -> dict[str, Any]:
+        asked, memory = self.ask(attachment, arguments)
+        given = dict(asked.pruned)
+        thread, frame = threading.get_ident(), _calling()
+        self._forwards.append(Forward(given[names.ENCODED], asked, attachment, memory, thread, frame))
+        memory.begin(names.given_cache(arguments))
+        return given
+
+    def _follow(self, arguments: dict[str, Any]) -> Any:
+        """A forward on a cache that a pruned prompt filled."""
+        cache = names.given_cache(arguments)
+        memory = memory_of(cache)
+        if memory is None or int(cache.get_seq_length()) == 0:
+            forget(cache)
+            return None
+        step = next_step(self.model, memory, cache, arguments)
+        known = arguments.get("position_ids") is not None  # the caller counts by hand
+        return None if known else ((), {**arguments, **step})
+
+    def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
+        encoded, cache = kwargs.get(names.ENCODED), names.given_cache(kwargs)
+        ended = [forward for forward in self._forwards if forward.encoded is encoded]
+        for forward in ended:
+            self._forwards.remove(forward)
+            forward.asked.close()
+            if output is not None:  # it did not fail
+                forward.attachment.record(forward.asked)
+                found = names.cache_in(output)
+                forward.memory.end(cache if found is None else found)
+        memory = memory_of(cache)
+        if not ended and memory is not None and output is not None:
+            memory.end(cache)
+        if self._undone and not self._forwards:
+            self._hook_behind.remove()
+
+    def _close_left(self) -> None:
+        """Close the forwards that were interrupted: torch calls no hook then."""
+        for forward in [forward for forward in self._forwards if not forward.runs()]:
+            self._forwards.remove(forward)
+            forward.asked.close()
+
+
+class _Generate:
+    """A model's generate() inside a block. A copy of the model would go on calling the model itself."""
+
+    def __init__(self, installed: Installed, generate: Any) -> None:
+        self._installed = installed
+        self._generate = generate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._generate(self._installed, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InvalidInputs("a copy of a model inside its attach block: allowed is to copy it before or after")
+
+
+class Registry:
+    """The models that blocks are open on. A model that dies is forgotten."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_model: WeakKeyDictionary[PreTrainedModel, Installed] = WeakKeyDictionary()
+
+    def of(self, model: Any) -> Installed | None:
+        """What is changed on a model; None where no block is open."""
+        return self._by_model.get(model)
+
+    def enter(self, model: "PreTrainedModel", attachment: Attachment, generate: Any) -> None:
+        """Let a block rule."""
+        with self._lock:
+            if model not in self._by_model:
+                self._by_model[model] = Installed(model, generate)
+            self._by_model[model].blocks.append(attachment)
+
+    def leave(self, model: "PreTrainedModel", attachment: Attachment) -> None:
+        """End a block; the last one restores the model."""
+        with self._lock:
+            installed = self._by_model[model]
+            installed.blocks.remove(attachment)
+            if not installed.blocks:
+                installed.undo()
+                del self._by_model[model]
+
+
+def _parameters(function: Any) -> list[str]:
+    """The names of a method's parameters. The class's own: what wraps an instance's may take ``*args``."""
+    return list(inspect.signature(function).parameters)[1:]
+
+
+def _calling() -> FrameType | None:
+    """The frame in which torch calls this module."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != torch_module.__file__:
+        frame = frame.f_back
+    return frame
