@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from foveate.chat.memory import Memory, check_rows, next_mask, next_positions
-from foveate.chat.turns import PER_TOKEN
+from foveate.chat.memory import Memory
+from foveate.chat.turns import PER_TOKEN, rope_deltas
 from foveate.check import with_mask
 from foveate.errors import InvalidInputs
 from foveate.hf import names
@@ -26,7 +26,7 @@ def next_turn(
     """
     memory = memory.held(cache)
     _check_model(model, memory)
-    check_rows(memory, arguments)
+    _check_rows(memory, arguments)
     ids: Tensor = arguments["input_ids"]
     length = int(cache.get_seq_length())
     stored = memory.columns + length - memory.width
@@ -36,13 +36,13 @@ def next_turn(
             "generate() returned it, and the new turn"
         )
     later = ids[:, memory.columns :]
-    mask = next_mask(memory, with_mask(model, arguments).get("attention_mask"), length, ids.shape[1] - stored)
+    mask = _next_mask(memory, with_mask(model, arguments).get("attention_mask"), length, ids.shape[1] - stored)
     before = {name: value.to(ids.device) for name, value in memory.tensors.items()}
     mask = mask.to(ids.device)
     types = {
         name: torch.cat([before[name], torch.zeros_like(later)], dim=1) for name in PER_TOKEN if name in before
     }
-    positions = next_positions(memory, mask)
+    positions = _next_positions(memory, mask)
     return memory, {
         "input_ids": torch.cat([before["input_ids"], later], dim=1),
         **types,
@@ -67,12 +67,12 @@ def next_step(
             "the KV cache of a prompt that lost tokens inside the language model: allowed is to go on with "
             "generate()"
         )
-    check_rows(memory, arguments)
+    _check_rows(memory, arguments)
     given = arguments.get("input_ids")
     given = arguments["inputs_embeds"] if given is None else given
     new = given.shape[1]
-    mask = next_mask(memory, arguments.get("attention_mask"), int(cache.get_seq_length()), new).to(given.device)
-    return {"attention_mask": mask, "position_ids": next_positions(memory, mask)[..., -new:].to(given.device)}
+    mask = _next_mask(memory, arguments.get("attention_mask"), int(cache.get_seq_length()), new).to(given.device)
+    return {"attention_mask": mask, "position_ids": _next_positions(memory, mask)[..., -new:].to(given.device)}
 
 
 def is_pruned(memory: Memory, arguments: Mapping[str, Any]) -> bool:
@@ -98,4 +98,52 @@ def _check_model(model: "PreTrainedModel", memory: Memory) -> None:
     if axes != (memory.tensors["position_ids"].dim() == 3):
         raise InvalidInputs(
             f"a KV cache of another type of model given to {type(model).__name__}: allowed is its own"
+        )
+
+
+def _next_positions(memory: Memory, mask: Tensor) -> Tensor:
+    """Position ids ``[B, n]`` (``[4, B, n]``) of the columns of ``mask [B, W + n]`` behind the prompt."""
+    counted = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    before = memory.tensors["position_ids"]
+    deltas = rope_deltas(before, memory.tensors["attention_mask"])
+    later = (counted + deltas.to(mask.device))[:, memory.width :]
+    if before.dim() == 2:
+        return later
+    return torch.stack([counted[:, memory.width :], *[later] * (len(before) - 1)])
+
+
+def _next_mask(memory: Memory, given: Any, length: int, new: int) -> Tensor:
+    """``[B, length + new]``: the mask of a pruned conversation, for one that is given as of stock, or None.
+
+    Raises:
+        InvalidInputs: it fits neither the whole conversation nor the pruned one.
+    """
+    before: Tensor = memory.tensors["attention_mask"]
+    later = length + new - memory.width
+    if given is None:
+        return torch.cat([before, before.new_ones(len(before), later)], dim=1)
+    if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(before):
+        found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"type {type(given).__name__}"
+        raise InvalidInputs(f"attention_mask of {found} with a cache of {len(before)} rows: allowed is [B, L]")
+    if given.shape[1] == memory.columns + later:
+        return torch.cat([before.to(given.device), given[:, memory.columns :]], dim=1)
+    if given.shape[1] == memory.width + later:
+        return given
+    raise InvalidInputs(
+        f"attention_mask of {given.shape[1]} columns: allowed is the whole conversation's, "
+        f"{memory.columns + later}"
+    )
+
+
+def _check_rows(memory: Memory, given: Mapping[str, Any]) -> None:
+    """Refuse another number of rows than the cache has.
+
+    Raises:
+        InvalidInputs: it is another.
+    """
+    ids = given.get("input_ids")
+    if isinstance(ids, Tensor) and len(ids) != len(memory.tensors["attention_mask"]):
+        raise InvalidInputs(
+            f"input_ids of {len(ids)} rows with a KV cache of {len(memory.tensors['attention_mask'])}: allowed is "
+            "as many (cache.batch_repeat_interleave, cache.batch_select_indices)"
         )

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foveate.chat.following import is_pruned, next_turn
+from foveate.chat.forwards import Attachment
 from foveate.chat.full_prompt import FullPrompt
-from foveate.chat.installed import Attachment, Installed, Registry
+from foveate.chat.installed import Installed
 from foveate.chat.lengths import check_chunks, check_options, rebased
 from foveate.chat.memory import Memory, forget, memory_of
+from foveate.chat.registry import Registry
 from foveate.chat.turns import PER_TOKEN
 from foveate.check import has_pixels, with_mask
 from foveate.dropping import Dropping

@@ -1,22 +1,17 @@
 """What `attach` changes on one model while a block is open: its generate(), and two hooks of its forward."""
 
 import inspect
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
-
-from torch.nn.modules import module as torch_module
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from foveate.chat.following import next_step
+from foveate.chat.forwards import Attachment, Forward, calling
 from foveate.chat.full_prompt import merging
 from foveate.chat.lengths import check_options
 from foveate.chat.memory import Live, Memory, forget, memory_of
-from foveate.chat.request import Asked, Request
+from foveate.chat.request import Asked
 from foveate.check import has_pixels
 from foveate.encode import placeholders
 from foveate.errors import InvalidInputs
@@ -27,34 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ABSENT = object()
-
-
-class Attachment(Protocol):
-    """One block: what it asks of the model, and where it remembers what came of it."""
-
-    request: Request
-
-    def record(self, asked: Asked) -> None:
-        """Remember what became of a prompt."""
-
-
-@dataclass(eq=False)
-class Forward:
-    """A forward on its way: what it was given in place of pixels tells it from any other."""
-
-    encoded: Any
-    asked: Asked
-    attachment: Attachment
-    memory: Memory
-    thread: int
-    frame: FrameType | None
-
-    def runs(self) -> bool:
-        """Whether it is still on its thread's stack: what is interrupted leaves no other trace."""
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None and frame is not self.frame:
-            frame = frame.f_back
-        return frame is not None
 
 
 class Installed:
@@ -111,10 +78,14 @@ class Installed:
         self._close_left()
         check_options(self.model, attachment.request, arguments)
         asked = attachment.request.ask(self.model, arguments)
-        attachment.record(asked)
-        live = None if asked.dropped is None else Live(asked.dropped, self.model)
-        stands = placeholders(self.model, attachment.request.family, asked.pruned["input_ids"])
-        return asked, Memory.of(asked.pruned, stands, live)
+        with ExitStack() as undo:
+            undo.callback(asked.close)
+            attachment.record(asked)
+            live = None if asked.dropped is None else Live(asked.dropped, self.model)
+            stands = placeholders(self.model, attachment.request.family, asked.pruned["input_ids"])
+            memory = Memory.of(asked.pruned, stands, live)
+            undo.pop_all()
+        return asked, memory
 
     def _before(
         self, model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
@@ -142,7 +113,7 @@ class Installed:
     def _prune_forward(self, attachment: Attachment, arguments: dict[str, Any]) -> dict[str, Any]:
         asked, memory = self.ask(attachment, arguments)
         given = dict(asked.pruned)
-        thread, frame = threading.get_ident(), _calling()
+        thread, frame = threading.get_ident(), calling()
         self._forwards.append(Forward(given[names.ENCODED], asked, attachment, memory, thread, frame))
         memory.begin(names.given_cache(arguments))
         return given
@@ -195,42 +166,6 @@ class _Generate:
         raise InvalidInputs("a copy of a model inside its attach block: allowed is to copy it before or after")
 
 
-class Registry:
-    """The models that blocks are open on. A model that dies is forgotten."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_model: WeakKeyDictionary[PreTrainedModel, Installed] = WeakKeyDictionary()
-
-    def of(self, model: Any) -> Installed | None:
-        """What is changed on a model; None where no block is open."""
-        return self._by_model.get(model)
-
-    def enter(self, model: "PreTrainedModel", attachment: Attachment, generate: Any) -> None:
-        """Let a block rule."""
-        with self._lock:
-            if model not in self._by_model:
-                self._by_model[model] = Installed(model, generate)
-            self._by_model[model].blocks.append(attachment)
-
-    def leave(self, model: "PreTrainedModel", attachment: Attachment) -> None:
-        """End a block; the last one restores the model."""
-        with self._lock:
-            installed = self._by_model[model]
-            installed.blocks.remove(attachment)
-            if not installed.blocks:
-                installed.undo()
-                del self._by_model[model]
-
-
 def _parameters(function: Any) -> list[str]:
     """The names of a method's parameters. The class's own: what wraps an instance's may take ``*args``."""
     return list(inspect.signature(function).parameters)[1:]
-
-
-def _calling() -> FrameType | None:
-    """The frame in which torch calls this module."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != torch_module.__file__:
-        frame = frame.f_back
-    return frame

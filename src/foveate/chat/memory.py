@@ -1,17 +1,15 @@
 """What a KV cache holds of a pruned conversation, written on the cache itself: copies and pickles know it, too."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 from weakref import ref
 
-import torch
 from torch import Tensor
 
-from foveate.chat.turns import REMEMBERED, rope_deltas
+from foveate.chat.mark import Mark
+from foveate.chat.turns import REMEMBERED
 from foveate.dropping import Dropping
 from foveate.errors import InvalidInputs
-from foveate.hf import names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +58,7 @@ class Memory:
     columns: int
     after: int
     length: int | None = None
-    mark: "Mark | None" = None
+    mark: Mark | None = None
     live: Live | None = None
 
     @classmethod
@@ -114,12 +112,18 @@ class Memory:
 
     def _of_rows(self, cache: Any) -> "Memory":
         """The same with the prompt's rows as they lie in the cache."""
+        count = len(self.tensors["attention_mask"])
         if self.mark is None:
+            if count > 1:
+                raise InvalidInputs(
+                    f"a KV cache of {count} rows that does not tell them apart (quantized, or sliding in all "
+                    "layers): allowed is one row"
+                )
             return self
-        rows = self.mark.rows(cache, len(self.tensors["attention_mask"]))
+        rows = self.mark.rows(cache, count)
         if rows is None:
             return self
-        if self.live is not None and rows.tolist() != list(range(len(self.tensors["attention_mask"]))):
+        if self.live is not None and rows.tolist() != list(range(count)):
             raise InvalidInputs(
                 "a KV cache with rows chosen or repeated after tokens were dropped inside the language model: "
                 "allowed is the cache as generate() left it"
@@ -138,46 +142,6 @@ class Memory:
         return replace(self, tensors=tensors, columns=self.columns - cut, after=self.after - cut, mark=None)
 
 
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """Keys ``[B, ...]`` that one layer holds for the prompt's last column: they follow from all that is before."""
-
-    layer: int
-    column: int
-    keys: Tensor
-
-    @classmethod
-    def of(cls, cache: Any, behind: int) -> "Mark | None":
-        """The mark of a cache with ``behind`` tokens after its prompt; None where no layer keeps plain keys."""
-        layers = names.at(cache, "layers")
-        for number in reversed(range(len(layers))):
-            keys = names.plain_keys(layers[number])
-            if keys is not None:
-                column = int(layers[number].get_seq_length()) - behind - 1
-                return cls(number, column, keys[:, :, column].clone())
-        return None
-
-    def rows(self, cache: Any, count: int) -> Tensor | None:
-        """Which of the prompt's rows each row of the cache is; None where that cannot be told.
-
-        Raises:
-            InvalidInputs: some are none of them.
-        """
-        keys = names.plain_keys(cache.layers[self.layer])
-        if keys is None or keys.shape[2] <= self.column:
-            return None
-        found = keys[:, :, self.column].flatten(1).float()
-        known = self.keys.to(found.device).flatten(1).float()
-        apart = torch.cdist(found, known)
-        nearest, rows = apart.min(dim=1)
-        if not bool((nearest <= 0.02 * known.norm(dim=1).amax()).all()):
-            raise InvalidInputs(
-                "a KV cache that holds other tokens than when it was last seen: allowed is one that was filled "
-                "inside an attach block alone"
-            )
-        return rows // (len(known) // count)
-
-
 def memory_of(cache: Any) -> Memory | None:
     """What is known of a cache; None of one that no pruned prompt filled."""
     return getattr(cache, NAME, None)
@@ -187,51 +151,3 @@ def forget(cache: Any) -> None:
     """Take off what was known: the cache is empty."""
     if memory_of(cache) is not None:
         delattr(cache, NAME)
-
-
-def next_positions(memory: Memory, mask: Tensor) -> Tensor:
-    """Position ids ``[B, n]`` (``[4, B, n]``) of the columns of ``mask [B, W + n]`` behind the prompt."""
-    counted = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    before = memory.tensors["position_ids"]
-    deltas = rope_deltas(before, memory.tensors["attention_mask"])
-    later = (counted + deltas.to(mask.device))[:, memory.width :]
-    if before.dim() == 2:
-        return later
-    return torch.stack([counted[:, memory.width :], *[later] * (len(before) - 1)])
-
-
-def next_mask(memory: Memory, given: Any, length: int, new: int) -> Tensor:
-    """``[B, length + new]``: the mask of a pruned conversation, for one that is given as of stock, or None.
-
-    Raises:
-        InvalidInputs: it fits neither the whole conversation nor the pruned one.
-    """
-    before: Tensor = memory.tensors["attention_mask"]
-    later = length + new - memory.width
-    if given is None:
-        return torch.cat([before, before.new_ones(len(before), later)], dim=1)
-    if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(before):
-        found = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"type {type(given).__name__}"
-        raise InvalidInputs(f"attention_mask of {found} with a cache of {len(before)} rows: allowed is [B, L]")
-    if given.shape[1] == memory.columns + later:
-        return torch.cat([before.to(given.device), given[:, memory.columns :]], dim=1)
-    if given.shape[1] == memory.width + later:
-        return given
-    raise InvalidInputs(
-        f"attention_mask of {given.shape[1]} columns: allowed is the whole conversation's, "
-        f"{memory.columns + later}"
-    )
-
-
-def check_rows(memory: Memory, given: Mapping[str, Any]) -> None:
-    """Refuse another number of rows than the cache has.
-
-    Raises:
-        InvalidInputs: it is another.
-    """
-    ids = given.get("input_ids")
-    if isinstance(ids, Tensor) and len(ids) != len(memory.tensors["attention_mask"]):
-        raise InvalidInputs(
-            f"input_ids of {len(ids)} rows with a KV cache of {len(memory.tensors['attention_mask'])}: allowed is "
-            "as many (cache.batch_repeat_interleave, cache.batch_select_indices)"
-        )

@@ -152,11 +152,11 @@ def uneven(kv_cache: Any) -> bool:
 def plain_keys(layer: Any) -> Any:
     """``[B, H, T, d]``, the keys of a cache's layer in the order of their tokens; None where they lie otherwise.
 
-    Sliding layers shift them, quantized ones (they have a ``residual_length``) keep the latest alone.
+    Sliding layers shift them, quantized ones keep the latest alone.
     """
     keys = getattr(layer, "keys", None)
-    shifted = getattr(layer, "is_sliding", True) or hasattr(layer, "residual_length")
-    return None if shifted or getattr(keys, "ndim", 0) != 4 else keys
+    moved = getattr(layer, "is_sliding", True) or hasattr(layer, "_quantized_keys")
+    return None if moved or getattr(keys, "ndim", 0) != 4 else keys
 
 
 def flash(model: Any) -> bool:
