@@ -9,15 +9,17 @@ from torch.nn.modules import module as torch_module
 
 from foveate.chat.memory import Memory
 from foveate.chat.request import Asked, Request
+from foveate.pruned import Pruned
 
 
 class Attachment(Protocol):
     """One block: what it asks of the model, and where it remembers what came of it."""
 
     request: Request
+    last: Pruned | None
 
     def record(self, asked: Asked) -> None:
-        """Remember what became of a prompt."""
+        """Remember what became of a prompt whose call ended well."""
 
 
 @dataclass(eq=False)

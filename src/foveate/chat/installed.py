@@ -59,6 +59,10 @@ class Installed:
             else:
                 self.model.__dict__[name] = value
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refused: a copy would go on calling the model itself."""
+        raise InvalidInputs("a copy of a model inside its attach block: allowed is to copy it before or after")
+
     @property
     def generates(self) -> bool:
         """Whether this thread is inside this model's generate(), or one that drafts with it."""
@@ -80,7 +84,7 @@ class Installed:
         asked = attachment.request.ask(self.model, arguments)
         with ExitStack() as undo:
             undo.callback(asked.close)
-            attachment.record(asked)
+            attachment.last = asked.pruned.detached()
             live = None if asked.dropped is None else Live(asked.dropped, self.model)
             stands = placeholders(self.model, attachment.request.family, asked.pruned["input_ids"])
             memory = Memory.of(asked.pruned, stands, live)
@@ -153,17 +157,14 @@ class Installed:
 
 
 class _Generate:
-    """A model's generate() inside a block. A copy of the model would go on calling the model itself."""
+    """A model's generate() inside a block."""
 
     def __init__(self, installed: Installed, generate: Any) -> None:
-        self._installed = installed
+        self.installed = installed
         self._generate = generate
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._generate(self._installed, *args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise InvalidInputs("a copy of a model inside its attach block: allowed is to copy it before or after")
+        return self._generate(self.installed, *args, **kwargs)
 
 
 def _parameters(function: Any) -> list[str]:
