@@ -102,11 +102,15 @@ PROCESSORS = {
 CRITERIA = {
     "MaxLengthCriteria": {"max_length": WIDTH + 9},
     "MaxTimeCriteria": {"max_time": 1000.0},
-    "StopStringCriteria": {"tokenizer": tokenizer(), "stop_strings": [tokenizer().decode([89])]},
-    "EosTokenCriteria": {"eos_token_id": 91},
+    "StopStringCriteria": {"tokenizer": tokenizer(), "stop_strings": [tokenizer().decode([54])]},
+    "EosTokenCriteria": {"eos_token_id": 118},
     "ConfidenceCriteria": {"assistant_confidence_threshold": 0.0},
 }
-ENDS = {"MaxLengthCriteria": 9, "StopStringCriteria": 9}  # new tokens, in the prompt's own answer
+ENDS = {
+    "EosTokenCriteria": 3,
+    "MaxLengthCriteria": 9,
+    "StopStringCriteria": 4,
+}  # new tokens, in the prompt's own answer
 # Of other tasks: they take scores of several channels, of speech, or of doubled batches.
 ELSEWHERE = {
     "WhisperTimeStampLogitsProcessor",
