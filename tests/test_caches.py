@@ -3,10 +3,13 @@
 import copy
 import io
 import pickle
+from contextlib import ExitStack
 from functools import cache
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 import foveate
@@ -98,8 +101,8 @@ def answer(model, ids, kv_cache, **options):
 def first(name, kind="none given", rows=(1,), new=4):
     """A first answer of ``new`` tokens inside a block: its prompt, its ids, its cache."""
     model, inputs = model_of(name), prompt(name, rows)
-    given = CACHES[kind](model.config.get_text_config())
-    options = {} if given is None else {CACHE: given}
+    own = CACHES[kind](model.config.get_text_config())
+    options = {} if own is None else {CACHE: own}
     output = model.generate(**inputs, **options, max_new_tokens=new, return_dict_in_generate=True)
     return inputs, output.sequences, output[CACHE]
 
@@ -274,10 +277,10 @@ def test_steps_by_hand_stand_where_generate_puts_them(name, mask, rows):
         output = model(**inputs, use_cache=True)
         for step in range(3):
             token = expected.sequences[:, step - 4 : step - 3]
-            given = masks[mask]
-            if given is not None:
-                given = torch.nn.functional.pad(given, (0, step + 1), value=1)
-            output = model(input_ids=token, attention_mask=given, **{CACHE: output[CACHE]})
+            shown = masks[mask]
+            if shown is not None:
+                shown = torch.nn.functional.pad(shown, (0, step + 1), value=1)
+            output = model(input_ids=token, attention_mask=shown, **{CACHE: output[CACHE]})
             assert (output.logits[:, -1] - expected.logits[step + 1]).abs().max() < 1e-4
     ids = torch.cat([inputs["input_ids"], expected.sequences[:, -4:]], 1)
     whole = torch.nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
@@ -356,3 +359,90 @@ def test_a_turn_of_continued_is_taken_inside_a_block():
         turn = foveate.continued(attached.last, output, text(6))
         ids = torch.cat([output.sequences, text(6)], 1)
         assert model.generate(**turn, max_new_tokens=4)[:, -4:].tolist() == right(name, inputs, ids)
+
+
+def test_a_turn_that_is_refused_leaves_the_cache_as_it_was():
+    model = model_of("llava")
+    with foveate.attach(model, RRQR, keep=5):
+        inputs, said, kv_cache = first("llava")
+        ids = torch.cat([said, text(6)], 1)
+        with pytest.raises(foveate.InvalidInputs, match="max_length=5"):
+            model.generate(input_ids=ids, **{CACHE: kv_cache}, max_length=5)
+        found = answer(model, ids, kv_cache)
+    assert found == right("llava", inputs, ids)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_steps_on_a_cropped_cache(kind):
+    """Another question is put in place of the one that was cropped, by hand, and generate() goes on from there."""
+    name, count, other_question = "llava", 3, text(4, seed=11)
+    model = model_of(name)
+    with torch.no_grad(), foveate.attach(model, RRQR, keep=5):
+        inputs = prompt(name)
+        kv_cache = CACHES[kind](model.config.get_text_config())
+        model(**inputs, **{CACHE: kv_cache}, use_cache=True)
+        kv_cache.crop(-count)
+        model(input_ids=other_question, **{CACHE: kv_cache})
+        ids = torch.cat([inputs["input_ids"][:, :-count], other_question, text(2)], 1)
+        found = answer(model, ids, kv_cache)
+    width = inputs["input_ids"].shape[1]
+    shorter = {key: value[:, :-count] if value.shape == (1, width) else value for key, value in inputs.items()}
+    assert found == right(name, shorter, ids)
+
+
+def test_a_cache_holds_no_graph():
+    model = model_of("llava")
+    with foveate.attach(model, RRQR, keep=5):
+        memory = model(**prompt("llava"), use_cache=True)[CACHE]._foveate_memory
+    assert not memory.mark.keys.requires_grad
+    assert not any(value.requires_grad for value in memory.tensors.values())
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("done"), st.sampled_from(sorted(KEEPING))),
+    st.tuples(st.just("crop"), st.integers(1, 4)),
+    st.tuples(st.just("step"), st.integers(1, 3)),
+    st.tuples(st.just("turn"), st.integers(1, 3)),
+    st.tuples(st.just("block"), st.just(0)),
+)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(MODELS[:2]),
+    kind=st.sampled_from(["dynamic", "static"]),
+    by_forward=st.booleans(),
+    steps=st.lists(STEPS, max_size=5),
+)
+def test_whatever_is_done_in_whatever_order(name, kind, by_forward, steps):
+    """``ids`` are what the cache holds, in the columns of the caller."""
+    model, inputs = model_of(name), prompt(name)
+    kv_cache, width = CACHES[kind](model.config.get_text_config()), inputs["input_ids"].shape[1]
+    with torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(foveate.attach(model, RRQR, keep=5))
+        ids = inputs["input_ids"]
+        if by_forward:
+            model(**inputs, **{CACHE: kv_cache}, use_cache=True)
+        else:
+            ids = model.generate(**inputs, **{CACHE: kv_cache}, max_new_tokens=3)[:, :-1]
+        for seed, (what, how) in enumerate(steps):
+            if what == "done":
+                kv_cache = KEEPING[how](kv_cache)
+            elif what == "crop" and ids.shape[1] - how > width - 5:
+                kv_cache.crop(-how)
+                ids = ids[:, :-how]
+            elif what == "step":
+                new = text(how, seed)
+                model(input_ids=new, **{CACHE: kv_cache})
+                ids = torch.cat([ids, new], 1)
+            elif what == "turn":
+                asked = torch.cat([ids, text(how, seed)], 1)
+                ids = model.generate(input_ids=asked, **{CACHE: kv_cache}, max_new_tokens=2)[:, :-1]
+            elif what == "block":
+                stack.pop_all().close()
+                stack.enter_context(foveate.attach(model, RRQR, keep=9))
+        whole = torch.cat([ids, text(2, 99)], 1)
+        found = answer(model, whole, kv_cache)
+    cut = min(width, ids.shape[1])
+    shorter = {key: value[:, :cut] if value.shape == (1, width) else value for key, value in inputs.items()}
+    assert found == right(name, shorter, whole)

@@ -110,7 +110,7 @@ ENDS = {
     "EosTokenCriteria": 3,
     "MaxLengthCriteria": 9,
     "StopStringCriteria": 4,
-}  # new tokens, in the prompt's own answer
+}  # new tokens
 # Of other tasks: they take scores of several channels, of speech, or of doubled batches.
 ELSEWHERE = {
     "WhisperTimeStampLogitsProcessor",

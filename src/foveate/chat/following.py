@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# What generate() is given for the text of a prompt; pruned ones bring their own.
+TEXT = ("input_ids", "attention_mask", "position_ids", "cache_position", *PER_TOKEN)
+
+
 def next_turn(
     model: "PreTrainedModel", memory: Memory, cache: Any, arguments: dict[str, Any]
 ) -> tuple[Memory, dict[str, Any]]:
@@ -26,8 +30,10 @@ def next_turn(
     """
     memory = memory.held(cache)
     _check_model(model, memory)
-    _check_rows(memory, arguments)
     ids: Tensor = arguments["input_ids"]
+    _check_rows(memory, ids)
+    if _is_pruned(memory, arguments):
+        return memory, {name: arguments[name] for name in TEXT if name in arguments}
     length = int(cache.get_seq_length())
     stored = memory.columns + length - memory.width
     if ids.shape[1] <= stored:
@@ -48,14 +54,13 @@ def next_turn(
         **types,
         "attention_mask": mask,
         "position_ids": torch.cat([before["position_ids"], positions.to(ids.device)], dim=-1),
-        names.cache_argument(model): cache,
     }
 
 
 def next_step(
     model: "PreTrainedModel", memory: Memory, cache: Any, arguments: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """The mask and the positions of a forward on the cache, for its new tokens alone.
+) -> tuple[Memory, dict[str, Tensor]]:
+    """What the cache holds, and the mask and the positions of a forward on it, for its new tokens alone.
 
     Raises:
         InvalidInputs: the cache is not as it was left, or lost tokens inside the language model.
@@ -67,20 +72,13 @@ def next_step(
             "the KV cache of a prompt that lost tokens inside the language model: allowed is to go on with "
             "generate()"
         )
-    _check_rows(memory, arguments)
     given = arguments.get("input_ids")
     given = arguments["inputs_embeds"] if given is None else given
+    _check_rows(memory, given)
     new = given.shape[1]
     mask = _next_mask(memory, arguments.get("attention_mask"), int(cache.get_seq_length()), new).to(given.device)
-    return {"attention_mask": mask, "position_ids": _next_positions(memory, mask)[..., -new:].to(given.device)}
-
-
-def is_pruned(memory: Memory, arguments: Mapping[str, Any]) -> bool:
-    """Whether the caller's arguments are a turn of `continued`: they begin with the pruned prompt's ids."""
-    ids, before = arguments.get("input_ids"), memory.tensors["input_ids"]
-    if arguments.get("position_ids") is None or not isinstance(ids, Tensor) or ids.shape[1] <= memory.width:
-        return False
-    return len(ids) == len(before) and torch.equal(ids[:, : memory.width].to(before.device), before)
+    positions = _next_positions(memory, mask)[..., -new:].to(given.device)
+    return memory, {"attention_mask": mask, "position_ids": positions}
 
 
 def _check_model(model: "PreTrainedModel", memory: Memory) -> None:
@@ -135,15 +133,23 @@ def _next_mask(memory: Memory, given: Any, length: int, new: int) -> Tensor:
     )
 
 
-def _check_rows(memory: Memory, given: Mapping[str, Any]) -> None:
+def _is_pruned(memory: Memory, arguments: Mapping[str, Any]) -> bool:
+    """Whether the caller's arguments are a turn of `continued`: they begin with the pruned prompt's ids."""
+    ids, before = arguments["input_ids"], memory.tensors["input_ids"]
+    if arguments.get("position_ids") is None or ids.shape[1] <= memory.width:
+        return False
+    return torch.equal(ids[:, : memory.width].to(before.device), before)
+
+
+def _check_rows(memory: Memory, given: Tensor) -> None:
     """Refuse another number of rows than the cache has.
 
     Raises:
         InvalidInputs: it is another.
     """
-    ids = given.get("input_ids")
-    if isinstance(ids, Tensor) and len(ids) != len(memory.tensors["attention_mask"]):
+    count = len(memory.tensors["attention_mask"])
+    if len(given) != count:
         raise InvalidInputs(
-            f"input_ids of {len(ids)} rows with a KV cache of {len(memory.tensors['attention_mask'])}: allowed is "
-            "as many (cache.batch_repeat_interleave, cache.batch_select_indices)"
+            f"input_ids of {len(given)} rows with a KV cache of {count}: allowed is as many "
+            "(cache.batch_repeat_interleave, cache.batch_select_indices)"
         )

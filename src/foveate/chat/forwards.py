@@ -35,6 +35,8 @@ class Forward:
 
     def runs(self) -> bool:
         """Whether it is still on its thread's stack: what is interrupted leaves no other trace."""
+        if self.frame is None:  # it cannot be told
+            return True
         frame = sys._current_frames().get(self.thread)
         while frame is not None and frame is not self.frame:
             frame = frame.f_back

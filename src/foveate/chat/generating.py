@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foveate.chat.following import is_pruned, next_turn
+from foveate.chat.following import TEXT, next_turn
 from foveate.chat.forwards import Attachment
 from foveate.chat.full_prompt import FullPrompt
 from foveate.chat.installed import Installed
 from foveate.chat.lengths import check_chunks, check_options, rebased
 from foveate.chat.memory import Memory, forget, memory_of
 from foveate.chat.registry import Registry
-from foveate.chat.turns import PER_TOKEN
 from foveate.check import has_pixels, with_mask
 from foveate.dropping import Dropping
 from foveate.errors import InvalidInputs
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 # By model, so that nested blocks and several threads find each other's; threads share it under a lock.
 INSTALLED = Registry()
-# What generate() is given for the text of a prompt; pruned ones bring their own.
-TEXT = ("input_ids", "attention_mask", "position_ids", "cache_position", *PER_TOKEN)
 
 
 def generate(installed: Installed, *args: Any, **kwargs: Any) -> Any:
@@ -75,11 +72,7 @@ def _later(
     installed: Installed, attachment: Attachment, arguments: dict[str, Any], cache: Any, memory: Memory
 ) -> Any:
     """A text on the cache of a pruned prompt."""
-    if is_pruned(memory, arguments):
-        turn = {name: arguments[name] for name in TEXT if name in arguments}
-        memory = memory.held(cache)
-    else:
-        memory, turn = next_turn(installed.model, memory, cache, arguments)
+    memory, turn = next_turn(installed.model, memory, cache, arguments)
     check_chunks(installed.model, arguments, True, len(turn["input_ids"]))
     dropped = None if memory.live is None else memory.live.dropped
     if dropped is not None:
@@ -93,12 +86,15 @@ def _later(
 
 @contextmanager
 def _remembered(memory: Memory, cache: Any) -> Iterator[list[Any]]:
-    """Write on the cache what it holds when the call ends; on a caller's own also that it was interrupted."""
+    """Write on the cache what it holds when the call ends, or that it was interrupted half-way."""
     filled: list[Any] = []
     try:
         yield filled
     except BaseException:
-        memory.begin(cache)
+        if cache is not None and int(cache.get_seq_length()) == memory.length:  # refused before it began
+            memory.write(cache)
+        else:
+            memory.begin(cache)
         raise
     found = next((given for given in filled if given is not None), cache)
     memory.end(found)

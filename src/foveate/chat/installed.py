@@ -33,7 +33,7 @@ class Installed:
         self.stock_generate = model.generate
         self.model = model
         self._forward_names = _parameters(type(model).forward)
-        self._forwards: list[Forward] = []
+        self._forwards: dict[int, Forward] = {}  # by the id of what they were given in place of pixels
         self._calls = threading.local()
         self._undone = False
         self._prune = uncompiled(self._prune_forward)
@@ -111,14 +111,15 @@ class Installed:
         if len(rest) < 2:  # half removed, as above
             return
         kwargs, output = rest
-        if self._forwards or memory_of(names.given_cache(kwargs)) is not None:
+        if self._forwards or (output is not None and memory_of(names.given_cache(kwargs)) is not None):
             self._end(kwargs, output)
 
     def _prune_forward(self, attachment: Attachment, arguments: dict[str, Any]) -> dict[str, Any]:
         asked, memory = self.ask(attachment, arguments)
         given = dict(asked.pruned)
-        thread, frame = threading.get_ident(), calling()
-        self._forwards.append(Forward(given[names.ENCODED], asked, attachment, memory, thread, frame))
+        encoded = given[names.ENCODED]
+        forward = Forward(encoded, asked, attachment, memory, threading.get_ident(), calling())
+        self._forwards[id(encoded)] = forward
         memory.begin(names.given_cache(arguments))
         return given
 
@@ -129,31 +130,31 @@ class Installed:
         if memory is None or int(cache.get_seq_length()) == 0:
             forget(cache)
             return None
-        step = next_step(self.model, memory, cache, arguments)
+        memory, step = next_step(self.model, memory, cache, arguments)
+        memory.write(cache)
         known = arguments.get("position_ids") is not None  # the caller counts by hand
         return None if known else ((), {**arguments, **step})
 
     def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
-        encoded, cache = kwargs.get(names.ENCODED), names.given_cache(kwargs)
-        ended = [forward for forward in self._forwards if forward.encoded is encoded]
-        for forward in ended:
-            self._forwards.remove(forward)
+        cache = names.given_cache(kwargs)
+        forward = self._forwards.pop(id(kwargs.get(names.ENCODED)), None)
+        memory = memory_of(cache) if forward is None else forward.memory
+        if forward is not None:
             forward.asked.close()
-            if output is not None:  # it did not fail
+        if memory is not None and output is not None:  # it did not fail
+            found = names.cache_in(output)
+            memory.end(cache if found is None else found)
+            if forward is not None:
                 forward.attachment.record(forward.asked)
-                found = names.cache_in(output)
-                forward.memory.end(cache if found is None else found)
-        memory = memory_of(cache)
-        if not ended and memory is not None and output is not None:
-            memory.end(cache)
         if self._undone and not self._forwards:
             self._hook_behind.remove()
 
     def _close_left(self) -> None:
         """Close the forwards that were interrupted: torch calls no hook then."""
-        for forward in [forward for forward in self._forwards if not forward.runs()]:
-            self._forwards.remove(forward)
-            forward.asked.close()
+        for number, forward in list(self._forwards.items()):
+            if not forward.runs():
+                self._forwards.pop(number, None)
+                forward.asked.close()
 
 
 class _Generate:

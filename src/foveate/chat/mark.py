@@ -29,7 +29,7 @@ class Mark:
             keys = names.plain_keys(layers[number])
             if keys is not None:
                 column = int(layers[number].get_seq_length()) - behind - 1
-                return cls(number, column, keys[:, :, column].clone())
+                return cls(number, column, keys[:, :, column].detach().clone())
         return None
 
     def rows(self, cache: Any, count: int) -> Tensor | None:

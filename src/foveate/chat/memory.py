@@ -77,14 +77,18 @@ class Memory:
     def begin(self, cache: Any) -> None:
         """Note that a call fills the cache, and has not ended."""
         if cache is not None:
-            setattr(cache, NAME, replace(self, length=None))
+            replace(self, length=None).write(cache)
 
     def end(self, cache: Any) -> None:
         """Note that the call ended well, and what the cache holds now."""
         if cache is not None:
             length = int(cache.get_seq_length())
             mark = self.mark or Mark.of(cache, length - self.width)
-            setattr(cache, NAME, replace(self, length=length, mark=mark))
+            replace(self, length=length, mark=mark).write(cache)
+
+    def write(self, cache: Any) -> None:
+        """Put it on the cache as it is."""
+        setattr(cache, NAME, self)
 
     def held(self, cache: Any) -> "Memory":
         """What the cache holds now, of its own prompt: rows may be chosen or repeated, later tokens taken back.
@@ -108,20 +112,18 @@ class Memory:
                 f"a KV cache of {length} tokens, cropped into its prompt of {self.width}: allowed is to crop text "
                 f"behind the images, {0 if self.live else self.after} tokens here"
             )
-        return self._of_rows(cache)._cropped(max(0, cut))
+        return replace(self._of_rows(cache)._cropped(max(0, cut)), length=length)
 
     def _of_rows(self, cache: Any) -> "Memory":
         """The same with the prompt's rows as they lie in the cache."""
         count = len(self.tensors["attention_mask"])
-        if self.mark is None:
-            if count > 1:
-                raise InvalidInputs(
-                    f"a KV cache of {count} rows that does not tell them apart (quantized, or sliding in all "
-                    "layers): allowed is one row"
-                )
-            return self
-        rows = self.mark.rows(cache, count)
-        if rows is None:
+        rows = None if self.mark is None else self.mark.rows(cache, count)
+        if rows is None and count > 1:
+            raise InvalidInputs(
+                f"a KV cache of {count} rows that cannot be told apart (quantized, sliding in all layers, or "
+                "cropped into its prompt): allowed is one row"
+            )
+        if self.mark is None or rows is None:
             return self
         if self.live is not None and rows.tolist() != list(range(count)):
             raise InvalidInputs(
