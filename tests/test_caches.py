@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers.cache_utils import StaticLayer
 
 import foveate
 from conftest import CACHE
@@ -67,6 +68,10 @@ KEEPING = {
     "pickled plainly": lambda kv_cache: pickle.loads(pickle.dumps(kv_cache)),
     "moved": moved,
 }
+CUT = [
+    "dynamic",
+    *(["static"] if hasattr(StaticLayer, "crop") else []),
+]  # before 5.24 stock cannot cut a static one
 CROPPING = {"an answer": 2, "to the prompt": 3, "into the question": 5}
 
 
@@ -141,7 +146,7 @@ def test_the_next_turn_on_a_cache(name, kind, done):
 
 
 @pytest.mark.parametrize("crop", CROPPING)
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", CUT)
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_a_cropped_cache_goes_on_from_where_it_was_cut(name, kind, crop):
     count, model = CROPPING[crop], model_of(name)
@@ -372,7 +377,7 @@ def test_a_turn_that_is_refused_leaves_the_cache_as_it_was():
     assert found == right("llava", inputs, ids)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", CUT)
 def test_steps_on_a_cropped_cache(kind):
     """Another question is put in place of the one that was cropped, by hand, and generate() goes on from there."""
     name, count, other_question = "llava", 3, text(4, seed=11)
@@ -410,7 +415,7 @@ STEPS = st.one_of(
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(MODELS[:2]),
-    kind=st.sampled_from(["dynamic", "static"]),
+    kind=st.sampled_from(CUT),
     by_forward=st.booleans(),
     steps=st.lists(STEPS, max_size=5),
 )

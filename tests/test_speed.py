@@ -140,7 +140,7 @@ def test_counting_tokens_is_no_part_of_stocks_time(subject, monkeypatch):
 
 def test_stock_is_generate_and_nothing_else(subject, monkeypatch):
     inputs, (stock, whole) = subject.inputs(None, 1), contestants("uniform", "8")[:2]
-    monkeypatch.setattr(passing, "prune", None)
+    monkeypatch.setattr(passing, "with_mask", None)
     done = passed(subject, stock, inputs, 3, clock_of(CPU))
     assert done.tokens_per_layer == [36] * 3
     assert done.decided is None

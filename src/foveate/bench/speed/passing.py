@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.bench.arm import Arm
 from foveate.bench.speed.clock import Clock
 from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.subject import Subject
-from foveate.chat.request import Request
+from foveate.chat.request import Asked, Request
 from foveate.check import with_mask
 from foveate.hf import names
 
@@ -69,15 +70,7 @@ def passed(
             end = clock.mark()  # at once: what is counted below would be taken for decoding
             prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
         else:
-            request = Request.of(
-                model,
-                contestant.arm.method,
-                keep=contestant.arm.budget,
-                question=subject.question,
-                processor=subject.processor,
-                clip=subject.clip,
-            )
-            with request.ask(model, with_mask(model, inputs)) as asked:
+            with pruned_by(subject, contestant.arm, inputs) as asked:
                 output = model.generate(**asked.pruned, **options, streamer=watch)
             end = clock.mark()
             taken = asked.report.seconds
@@ -89,6 +82,19 @@ def passed(
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))
     return Passed(seconds, prompt, list(layers), decided, names.returned_cache(output)[1])
+
+
+def pruned_by(subject: Subject, arm: Arm, inputs: dict[str, Any]) -> Asked:
+    """What an arm hands to ``generate``, with what it drops inside the language model until it is closed."""
+    request = Request.of(
+        subject.model,
+        arm.method,
+        keep=arm.budget,
+        question=subject.question,
+        processor=subject.processor,
+        clip=subject.clip,
+    )
+    return request.ask(subject.model, with_mask(subject.model, inputs))
 
 
 class _Watch:
