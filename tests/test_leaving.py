@@ -127,11 +127,13 @@ def left(model, call, place, error):
         options = ARGUMENTS[place](error)
     else:
         Raising.error = error
-    with pytest.raises(type(error), match="left"):
-        CALLS[call](model, prompt(), options)
-    Raising.error = None
-    if handle is not None:
-        handle.remove()
+    try:
+        with pytest.raises(type(error), match="left"):
+            CALLS[call](model, prompt(), options)
+    finally:
+        Raising.error = None
+        if handle is not None:
+            handle.remove()
 
 
 @pytest.mark.parametrize(("call", "place"), PLACES)
