@@ -12,44 +12,34 @@ ROOT = Path(__file__).parent.parent / "src" / "foveate"
 # Each room, and the rooms of this package it may import from.
 NUMBERS = {"errors", "tokens", "budget", "share", "lazy"}
 BASE = NUMBERS | {"hf"}
-CORE = BASE | {"select", "methods", "families", "question", "relevance", "encode", "signals", "settings"}
-CORE |= {"shrink", "check", "place", "resize", "pruned", "unwrap"}
+FLOW = BASE | {"select", "methods", "families", "text", "settings"}
+PRUNE = FLOW | {"flow", "pruned"}
 ALLOWED = {
     "errors": set(),
-    "hf": {"errors"},
-    "share": set(),
     "lazy": set(),
-    "unwrap": {"errors"},
-    "container": set(),
-    "vision_attention": {"hf"},
+    "share": set(),
+    "hf": {"errors"},
     "budget": {"errors", "share"},
     "settings": BASE,
     "tokens": {"errors"},
     "select": {"errors"},
     "methods": NUMBERS | {"select"},
     "families": BASE,
-    "question": set(),
-    "relevance": {"errors", "question"},
-    "encode": BASE | {"families", "vision_attention"},
-    "signals": BASE | {"families", "methods", "encode", "relevance"},
-    "shrink": BASE | {"families", "encode", "container"},
-    "check": BASE | {"families", "methods", "encode"},
-    "resize": BASE | {"families", "encode"},
-    "place": BASE | {"families", "methods", "encode", "resize"},
-    "pruned": BASE | {"families", "select", "methods", "shrink"},
-    "prune": CORE,
-    "full_prompt": set(),
+    "text": {"errors", "hf"},
+    "flow": FLOW,
+    "pruned": FLOW | {"flow"},
+    "prune": PRUNE,
     "parts": BASE | {"methods"},
-    "inside": BASE | {"families", "methods", "encode", "pruned"},
-    "attach": CORE | {"prune", "full_prompt", "turns", "parts", "inside"},
-    "turns": BASE | {"pruned"},
+    "inside": BASE | {"families", "methods", "flow", "pruned"},
+    "chat": PRUNE | {"prune", "parts", "inside"},
+    "attach": PRUNE | {"chat", "inside"},
     "mini": {"errors"},
     "pictures": {"errors"},
     "draw": BASE | {"families", "pictures"},
-    "bench": CORE | {"prune", "mini", "parts", "inside", "pictures"},
-    "vllm": BASE | {"families", "methods", "question", "relevance", "place"},
+    "bench": PRUNE | {"prune", "mini", "parts", "inside", "pictures", "chat"},
+    "vllm": BASE | {"families", "methods", "text"},
     "__main__": {"cli"},
-    "cli": {"__version__"} | CORE | {"prune", "attach", "mini", "bench", "draw", "pictures"},
+    "cli": {"__version__"} | PRUNE | {"prune", "attach", "mini", "bench", "draw", "pictures"},
 }
 FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
 

@@ -46,6 +46,11 @@ def _set_alone(config):
     return config._attn_implementation == "other" and all(part._attn_implementation != "other" for part in parts)
 
 
+def written(cache):
+    cache.note = 1
+    return cache
+
+
 # What is relied on: a test of a tiny LLaVA, and what a maintainer does when it fails.
 LLAVA_SEAMS = {
     "a model takes its cache": (
@@ -137,6 +142,24 @@ LLAVA_SEAMS = {
     "a tower's layers and their attention are where they were": (
         lambda model: names.tower_attention(model, -1) is not None,
         "add the new path to names.TOWER_LAYERS or names.TOWER_ATTENTION",
+    ),
+    "generate() merges its processors and criteria with the caller's by type": (
+        lambda model: takes(getattr(type(model), names.MERGE), "default_list", "custom_list"),
+        "attach shows it the caller's own objects: adapt names.MERGE and its arguments",
+    ),
+    "a cache keeps what is written on it, in copies too": (
+        lambda model: copy.deepcopy(written(transformers.DynamicCache())).note == 1,
+        "chat/memory.py writes on the cache what it holds: find another place",
+    ),
+    "a cache's layer says how long it is, and keeps [B, H, T, d] keys": (
+        lambda model: (
+            names.plain_keys(names.cache_in(model(**tiny_prompt(), use_cache=True)).layers[0]).dim() == 4
+        ),
+        "chat/mark.py tells rows apart by their keys",
+    ),
+    "a config says which attention runs": (
+        lambda model: names.flash(model) is False,
+        "names.flash reads _attn_implementation: write the new name there",
     ),
     "a projector is where it was": (
         lambda model: hasattr(model.model, "multi_modal_projector"),

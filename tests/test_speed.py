@@ -142,7 +142,7 @@ def test_counting_tokens_is_no_part_of_stocks_time(subject, monkeypatch):
 
 def test_stock_is_generate_and_nothing_else(subject, monkeypatch):
     inputs, (stock, whole) = subject.inputs(None, 1), contestants("uniform", "8")[:2]
-    monkeypatch.setattr(passing, "prune", None)
+    monkeypatch.setattr(passing.Request, "ask", None)
     done = passed(subject, stock, inputs, 3, clock_of(CPU))
     assert done.tokens_per_layer == [36] * 3
     assert done.decided is None
@@ -159,11 +159,8 @@ def test_caches_hold_what_the_arithmetic_says(subject, batch):
         done = passed(subject, one, inputs, new, clock_of(CPU))
         layers = expected[one.method.partition(":")[0]]
         assert done.tokens_per_layer == layers
-        # shrink() puts a masked column in front of a prompt without padding; a drop inside takes it off again.
-        guards = [int(one.key != STOCK and (one.method != "fastv:layer=1" or layer == 0)) for layer in range(3)]
-        guarded = zip(layers, guards, strict=True)
         cached = [layer.keys.shape[-2] for layer in done.cache.layers]
-        assert cached == [tokens + text + guard + new - 1 for tokens, guard in guarded]
+        assert cached == [tokens + text + new - 1 for tokens in layers]
         columns, heads, width, both, bytes_each = sum(cached), 2, 12, 2, 4
         assert done.kv_bytes == batch * columns * heads * width * both * bytes_each
 

@@ -9,7 +9,7 @@ from packaging.version import Version
 
 import foveate
 from conftest import CACHE
-from foveate.turns import continued
+from foveate.chat.turns import continued
 from test_families import NAMES, VERSION, model_of, visual
 from zoo import ZOO
 from zoo.animal import TEXT

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foveate import select
     from foveate.attach import Attached, attach
     from foveate.budget import Budget
+    from foveate.chat.turns import continued
     from foveate.errors import (
         FoveateError,
         InvalidBudget,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from foveate.prune import prune
     from foveate.pruned import Pruned, Report
     from foveate.tokens import Signal, VisualTokens
-    from foveate.turns import continued
 
 __version__ = "0.1.0"
 
@@ -123,7 +123,7 @@ _HOMES = {
     "prune": ("prune",),
     "pruned": ("Pruned", "Report"),
     "tokens": ("Signal", "VisualTokens"),
-    "turns": ("continued",),
+    "chat.turns": ("continued",),
     "": ("select",),
 }
 # All others are methods.

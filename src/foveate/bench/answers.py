@@ -10,11 +10,9 @@ from torch import Tensor
 
 from foveate.bench.arm import Arm
 from foveate.bench.checkpoint import check_length
-from foveate.families import View, family_of
-from foveate.inside.dropping import dropping
+from foveate.chat.request import Request
+from foveate.families import View
 from foveate.methods import Compose, Inside, Method
-from foveate.parts import Parts
-from foveate.prune import prune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,22 +102,20 @@ def as_answers(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 def _answer(
     model: "PreTrainedModel", processor: Any, inputs: Any, arm: Arm, max_new_tokens: int, size: tuple[int, int]
 ) -> Answer:
-    parts = Parts.of(arm.method, arm.budget, None)
-    pruned = prune(model, inputs, parts.prompt, keep=parts.budget, processor=processor)
-    watch = _Stopwatch()
-    with dropping(model, family_of(model), pruned, parts.inside) as drops:
-        output = model.generate(**pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
-    if drops is not None:
-        pruned = replace(pruned, kept=drops.kept_at_last)
+    request = Request.of(model, arm.method, keep=arm.budget, processor=processor)
+    with request.ask(model, inputs, timed=True) as asked:
+        watch = _Stopwatch()
+        output = model.generate(**asked.pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
+    pruned, report = replace(asked.pruned, kept=asked.kept), asked.report
     prefill, decode = watch.split()
     new = output[0, pruned["input_ids"].shape[1] :]
-    stages = pruned.report.seconds
+    stages = report.seconds
     return Answer(
         arm=arm,
         text=str(processor.decode(new, skip_special_tokens=True)).strip(),
-        tokens=(len(pruned.kept[0]), pruned.report.tokens_before[0]),
-        tokens_per_layer=(pruned.report if drops is None else drops).tokens_per_layer[0],
-        prompt=pruned.report.prompt_after[0],
+        tokens=(len(pruned.kept[0]), report.tokens_before[0]),
+        tokens_per_layer=report.tokens_per_layer[0],
+        prompt=report.prompt_after[0],
         new_tokens=len(new),
         seconds={
             "encode": stages["encode"],
@@ -127,8 +123,8 @@ def _answer(
             "prefill": prefill,
             "decode": decode,
         },
-        decided=pruned.report.method if drops is None else arm.method,
-        tagger=pruned.report.tagger,
+        decided=report.method,
+        tagger=report.tagger,
         views=pruned.views(0, size),
     )
 

@@ -100,6 +100,15 @@ def placeholders(model: "PreTrainedModel", family: Family, input_ids: Tensor) ->
     return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
 
 
+def mask_of(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> Tensor | None:
+    """The mask that generate() goes by: the given one, or one told by the id of padding; None for no padding."""
+    if inputs.get("attention_mask") is not None:
+        given: Tensor = inputs["attention_mask"]
+        return given
+    told = _inferred(model, inputs, inputs["input_ids"])
+    return None if bool(told.all()) else told.long()
+
+
 def _told(model: "PreTrainedModel", family: Family) -> list[str]:
     """The inputs whose values the host needs."""
     rule = names.rope_index(model)

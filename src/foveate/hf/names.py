@@ -34,6 +34,8 @@ TOWER_ATTENTION = ("self_attn", "attention", "attn")
 ATTENTION_TABLE, EAGER_ATTENTION = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
 # Whether a mask may be left out after a look at the padding; since 5.24.
 SKIP = "allow_is_causal_skip"
+# Where generate() decides which of its own processors and criteria give way to the caller's.
+MERGE = "_merge_criteria_processor_list"
 _ABSENT = object()
 
 
@@ -170,6 +172,22 @@ def uneven(kv_cache: Any) -> bool:
     return len({int(layer.get_seq_length()) for layer in layers if not getattr(layer, "is_sliding", True)}) > 1
 
 
+def plain_keys(layer: Any) -> Any:
+    """``[B, H, T, d]``, the keys of a cache's layer in the order of their tokens; None where they lie otherwise.
+
+    Sliding layers shift them, quantized ones keep the latest alone.
+    """
+    keys = getattr(layer, "keys", None)
+    moved = getattr(layer, "is_sliding", True) or hasattr(layer, "_quantized_keys")
+    return None if moved or getattr(keys, "ndim", 0) != 4 else keys
+
+
+def flash(model: Any) -> bool:
+    """Whether the language model's attention runs a flash kernel."""
+    used = at(model.config.get_text_config(), "_attn_implementation")
+    return "flash" in str(used)
+
+
 def given_cache(arguments: Mapping[str, Any]) -> Any:
     """The cache among a caller's arguments, by either name; None where none is given.
 
@@ -202,6 +220,13 @@ def returned_cache(output: Any) -> tuple[str, Any]:
     if not known:
         raise _unknown(type(output).__name__, CACHE)
     return known[0], getattr(output, known[0])
+
+
+def cache_in(output: Any) -> Any:
+    """The cache in what a model's forward returned, a tuple or an output; None where there is none."""
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return returned_cache(output)[1]
 
 
 def causal_mask(config: Any, states: Any, attended: Any, kv_cache: Any, layer: int) -> Any:

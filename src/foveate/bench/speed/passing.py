@@ -15,12 +15,8 @@ from foveate.bench.arm import Arm
 from foveate.bench.speed.clock import Clock
 from foveate.bench.speed.contestants import Contestant
 from foveate.bench.speed.subject import Subject
-from foveate.families import family_of
+from foveate.chat.request import Asked, Request
 from foveate.hf import names
-from foveate.inside.dropping import dropping
-from foveate.parts import Parts
-from foveate.prune import prune
-from foveate.pruned import Pruned
 
 STAGES = ("encode", "select", "prefill", "decode")
 
@@ -73,34 +69,31 @@ def passed(
             end = clock.mark()  # at once: what is counted below would be taken for decoding
             prompt, layers = inputs["input_ids"].shape[1], [subject.visual_tokens(inputs)] * depth
         else:
-            pruned, parts = pruned_by(subject, contestant.arm, inputs)
-            taken = pruned.report.seconds
-            select = taken["relevance"] + taken["select"] + taken["shrink"]
-            with dropping(model, family_of(model), pruned, parts.inside) as drops:
-                output = model.generate(**pruned, **options, streamer=watch)
+            with pruned_by(subject, contestant.arm, inputs) as asked:
+                output = model.generate(**asked.pruned, **options, streamer=watch)
             end = clock.mark()
-            decided = repr(pruned.report.method if drops is None else contestant.arm.method)
-            prompt = pruned["input_ids"].shape[1]
-            layers = pruned.report.tokens_per_layer[0] if drops is None else drops.tokens_per_layer[0]
+            taken = asked.report.seconds
+            select = taken["relevance"] + taken["select"] + taken["shrink"]
+            decided = repr(asked.report.method)
+            prompt = asked.pruned["input_ids"].shape[1]
+            layers = asked.report.tokens_per_layer[0]
     entered, first = watch.points
     cuts = [clock.seconds(*pair) for pair in ((start, entered), (entered, first), (first, end))]
     seconds = dict(zip(STAGES, (cuts[0] - select, select, cuts[1], cuts[2]), strict=True))
     return Passed(seconds, prompt, list(layers), decided, names.returned_cache(output)[1])
 
 
-def pruned_by(subject: Subject, arm: Arm, inputs: dict[str, Any]) -> tuple[Pruned, Parts]:
-    """What an arm hands to ``generate``, and its method in parts."""
-    parts = Parts.of(arm.method, arm.budget, None)
-    pruned = prune(
+def pruned_by(subject: Subject, arm: Arm, inputs: dict[str, Any]) -> Asked:
+    """What an arm hands to ``generate``, with what it drops inside the language model until it is closed."""
+    request = Request.of(
         subject.model,
-        inputs,
-        parts.prompt,
-        keep=parts.budget,
+        arm.method,
+        keep=arm.budget,
         question=subject.question,
         processor=subject.processor,
         clip=subject.clip,
     )
-    return pruned, parts
+    return request.ask(subject.model, inputs, timed=True)
 
 
 class _Watch:

@@ -1,7 +1,9 @@
 """What callers hand to generate() sees the prompt as it was, though the model is given a pruned one."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from types import new_class
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,10 +46,24 @@ class FullPrompt:
             found["streamer"] = _Streamer(arguments["streamer"], self._prompt)
         return found
 
-    def _of_batch(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def shown(input_ids: Tensor, *rest: Any, **more: Any) -> Any:
+    def _of_batch(self, function: Callable[..., Any]) -> Any:
+        """Something of the caller's type that calls the caller's object; what that remembers stays with it."""
+
+        @wraps(type(function).__call__)  # LogitsProcessorList asks the signature which arguments to pass
+        def restoring(_self: Any, input_ids: Tensor, *rest: Any, **more: Any) -> Any:
             return function(self.restored(input_ids), *rest, **more)
 
+        def elsewhere(_self: Any, name: str) -> Any:
+            return getattr(function, name)
+
+        maker: Any = type(function).__new__
+        made_plainly = maker is object.__new__  # functions and partials are not
+        bases = (_Shown, type(function)) if made_plainly else (_Shown,)
+        body = {"__call__": restoring, "__getattr__": elsewhere, "caller": function}
+        shown: Any = object.__new__(
+            new_class(type(function).__name__, bases, exec_body=lambda space: space.update(body))
+        )
+        shown.__dict__ = getattr(function, "__dict__", {})
         return shown
 
     def _of_row(self, function: Callable[[int, Tensor], list[int]]) -> Callable[[int, Tensor], list[int]]:
@@ -55,6 +71,27 @@ class FullPrompt:
             return function(row, torch.cat([self._prompt[row].to(ids.device), ids[self._width :]]))
 
         return shown
+
+
+def merging(merge: Callable[..., Any]) -> Callable[..., Any]:
+    """generate()'s rule for which of its own processors and criteria give way, by the types of the caller's."""
+
+    def merged(default: Any, custom: Any) -> Any:
+        shown = {id(_caller(one)): one for one in custom}
+        found = merge(default, type(default)([_caller(one) for one in custom]))
+        return type(found)([shown.get(id(one), one) for one in found])
+
+    return merged
+
+
+def _caller(given: Any) -> Any:
+    return type(given).caller if isinstance(given, _Shown) else given
+
+
+class _Shown:
+    """Stands for a caller's processor or criterion."""
+
+    caller: ClassVar[Any]
 
 
 class _Streamer:

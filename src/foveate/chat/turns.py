@@ -32,22 +32,10 @@ class Turn(Mapping[str, Any]):
     columns: int
     images: Pruned | None = None
 
-    @classmethod
-    def first(cls, pruned: Pruned) -> "Turn":
-        """What of a pruned prompt a next turn needs: all but its images."""
-        return cls({name: pruned[name] for name in REMEMBERED if name in pruned}, pruned.columns)
-
-    def without_cache(self) -> "Turn":
-        """The same, to be remembered by its cache."""
-        return Turn({name: self.tensors[name] for name in REMEMBERED if name in self.tensors}, self.columns)
-
     @property
     def rope_deltas(self) -> Tensor:
         """As `Pruned.rope_deltas`, of the conversation up to here."""
-        positions: Tensor = self["position_ids"]
-        attended: Tensor = self["attention_mask"].sum(dim=1, keepdim=True)
-        axes = positions[1:].amax(dim=0) if positions.dim() == 3 else positions  # the first counts columns
-        return axes.amax(dim=1, keepdim=True) + 1 - attended
+        return rope_deltas(self["position_ids"], self["attention_mask"])
 
     def __getitem__(self, key: str) -> Any:
         if key == names.ENCODED and self.images is not None:
@@ -61,6 +49,13 @@ class Turn(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.tensors) + (self.images is not None)
+
+
+def rope_deltas(positions: Tensor, mask: Tensor) -> Tensor:
+    """``[B, 1]``: how far the next position is ahead of the number of attended columns of ``mask [B, L]``."""
+    latest = positions[1:].amax(dim=0) if positions.dim() == 3 else positions  # the first axis counts columns
+    latest = latest.masked_fill(mask == 0, 0).amax(dim=1, keepdim=True)
+    return latest + 1 - mask.sum(dim=1, keepdim=True)
 
 
 def continued(
@@ -90,19 +85,12 @@ def continued(
     Raises:
         InvalidInputs: a batch or beams, an output without its cache or that was continued already, other shapes.
     """
-    if names.uneven(names.returned_cache(output)[1]):
+    cache_name, cache = names.returned_cache(output)
+    if names.uneven(cache):
         raise InvalidInputs(
             "a cache whose layers hold different numbers of tokens, some were dropped inside the language model: "
             "allowed is to go on with generate() inside the block"
         )
-    return went_on(asked, output, following)
-
-
-def went_on(
-    asked: "Pruned | Turn", output: "GenerateDecoderOnlyOutput", following: "Tensor | Mapping[str, Any]"
-) -> Turn:
-    """`continued`, whatever the layers' caches hold."""
-    cache_name, cache = names.returned_cache(output)
     mask, answer = asked["attention_mask"], _answer(asked, output, cache)
     ids, steps, types = _following(asked, following)
     start = int(mask.sum() + asked.rope_deltas) + answer.shape[1]

@@ -1,0 +1,1 @@
+"""What `attach` puts between a caller and a model: pruned prompts, their caches, and the turns that follow."""
