@@ -60,7 +60,11 @@ class Report:
         smaller image. The last two are no rows of ``V``. Computed at the first access (as costly as the
         selection itself).
         """
-        pairs = zip(self._features.split(self.tokens_before), self._placed.split(self.tokens_after), strict=True)
+        pairs = zip(
+            torch.split(self._features, self.tokens_before),
+            torch.split(self._placed, self.tokens_after),
+            strict=True,
+        )
         return [float(energy_outside(features, placed)) for features, placed in pairs]
 
 
@@ -94,7 +98,7 @@ class Pruned(Mapping[str, Any]):
 
     @cached_property
     def orders(self) -> list[Tensor]:
-        """Per image, the same indices in order of selection, locked rows first; raster order where all are kept."""
+        """Per image, the same in order of selection, locked rows first; raster order where all are kept."""
         return self.chosen.of_images(self.chosen.order, self._device)
 
     @property
@@ -125,20 +129,27 @@ class Pruned(Mapping[str, Any]):
         device: torch.device = self.report._placed.device
         return device
 
-    def kept_in_grids(self, image: int) -> list[Tensor]:
-        """For each of an image's grids, the raster indices of the tokens kept in it; locked rows are in none."""
+    def kept_in_grids(self, image: int, kept: Tensor | None = None) -> list[Tensor]:
+        """For each of an image's grids, the raster indices of the tokens kept in it; locked rows are in none.
+
+        Args:
+            image: its number.
+            kept: ``[k]``, tokens to show in place of those kept in the prompt.
+        """
         flags = torch.zeros(len(self.locked[image]), dtype=torch.bool)
-        flags[self.kept[image].cpu()] = True
+        flags[(self.kept[image] if kept is None else kept).cpu()] = True
         free = flags[~self.locked[image]]
         return [part.nonzero().flatten() for part in torch.split(free, [h * w for h, w in self.grids[image]])]
 
-    def views(self, image: int, size: tuple[int, int]) -> list[View]:
+    def views(self, image: int, size: tuple[int, int], kept: Tensor | None = None) -> list[View]:
         """What to draw (`foveate.draw.kept_views`) of an image of ``size`` (width, height) in any unit.
 
         The whole image and its tiles joined, or each frame of a video.
         """
         width, height = size
-        return self._family.views(self.kinds[image], self.grids[image], self.kept_in_grids(image), width / height)
+        return self._family.views(
+            self.kinds[image], self.grids[image], self.kept_in_grids(image, kept), width / height
+        )
 
     @property
     def rope_deltas(self) -> Tensor:

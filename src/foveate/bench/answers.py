@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,14 +106,14 @@ def _answer(
     with request.ask(model, inputs, timed=True) as asked:
         watch = _Stopwatch()
         output = model.generate(**asked.pruned, max_new_tokens=max_new_tokens, do_sample=False, streamer=watch)
-    pruned, report = replace(asked.pruned, kept=asked.kept), asked.report
+    pruned, report, kept = asked.pruned, asked.report, asked.kept[0]
     prefill, decode = watch.split()
     new = output[0, pruned["input_ids"].shape[1] :]
     stages = report.seconds
     return Answer(
         arm=arm,
         text=str(processor.decode(new, skip_special_tokens=True)).strip(),
-        tokens=(len(pruned.kept[0]), report.tokens_before[0]),
+        tokens=(len(kept), report.tokens_before[0]),
         tokens_per_layer=report.tokens_per_layer[0],
         prompt=report.prompt_after[0],
         new_tokens=len(new),
@@ -125,7 +125,7 @@ def _answer(
         },
         decided=report.method,
         tagger=report.tagger,
-        views=pruned.views(0, size),
+        views=pruned.views(0, size, kept),
     )
 
 

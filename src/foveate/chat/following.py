@@ -9,6 +9,7 @@ from torch import Tensor
 from foveate.chat.memory import Memory
 from foveate.chat.turns import PER_TOKEN, rope_deltas
 from foveate.errors import InvalidInputs
+from foveate.flow.prompt import mask_of
 from foveate.hf import names
 
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
 """LLaVA-NeXT and LLaVA-OneVision: the whole image, then its tiles joined and unpadded, with a newline per row."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from foveate.families.base import DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Inputs, base_of
+from foveate.families.base import DOWN_AND_UP, IMAGE, PIXELS, VIDEO, Family, Inputs, base_of
 from foveate.families.layout import Layout, blocks, runs, square
 from foveate.families.llava import Llava
 from foveate.hf import names
@@ -28,7 +28,7 @@ class LlavaNext(Llava):
     tokens = "the whole image as a square, then its tiles joined to one grid, unpadded"
     locks = "the newline at the end of each row"
     resizes = DOWN_AND_UP
-    told_by = ("image_sizes",)
+    told_by: ClassVar[tuple[str, ...]] = ("image_sizes",)
 
     def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
         """The square, and the grid of tiles, whose rows end with a newline."""
@@ -110,7 +110,10 @@ class LlavaNext(Llava):
         """Per image ``[N]``: the position of each token's patch in the tower's sequences, NaN at newlines."""
         first = int(self.has_cls(model)) if len(set(lengths)) == 1 and lengths[0] > _side(model) ** 2 else 0
         places = torch.arange(sum(lengths), dtype=torch.float64).view(len(lengths), -1)[:, first:, None]
-        return [image[:, 0] for image in self._pack(model, prompt, list(places.split(self._tiles(model, prompt))))]
+        return [
+            image[:, 0]
+            for image in self._pack(model, prompt, list(torch.split(places, self._tiles(model, prompt))))
+        ]
 
     def _pack(self, model: "PreTrainedModel", prompt: Inputs, patches: list[Tensor]) -> list[Tensor]:
         """``[N, C]`` per image of ``patches [tiles, n, C]``, NaN at newlines."""
@@ -147,7 +150,8 @@ class LlavaNextVideo(LlavaNext):
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, scores: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         """Of a video, pooled frame by frame."""
-        return (super() if kind == IMAGE else super(LlavaNext, self)).carry(model, prompt, kind, scores, lengths)
+        carry = LlavaNext.carry if kind == IMAGE else Family.carry
+        return carry(self, model, prompt, kind, scores, lengths)
 
     def patches_of_tokens(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, lengths: Sequence[int]
@@ -168,7 +172,7 @@ class LlavaOnevision(LlavaNext):
     kinds = (IMAGE, VIDEO)
     tokens = "images as LLaVA-NeXT, very large ones shrunk; videos: a square of pooled patches per frame"
     locks = "the newline at the end of each row; one at the end of a video"
-    told_by = ("image_sizes", "batch_num_images")
+    told_by: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
 
     def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
         """Of a video, a square per frame, and a newline at the end."""

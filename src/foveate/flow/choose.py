@@ -83,8 +83,8 @@ class Ranking:
         fits = fits and len(order) == len(group) and (order.shape[1] == k or (resizes and 0 < order.shape[1] < k))
         given = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
         error = InvalidOption(
-            f"{type(self.method).__name__}.rank gave {given} for k={k} of {n} tokens of {len(group)} images: allowed "
-            f"are [G, k] distinct int64 indices from 0 to {n - 1}; a method that thinks of one image derives from "
+            f"{type(self.method).__name__}.rank gave {given} for k={k} of {n} tokens of {len(group)} images: "
+            f"allowed are [G, k] distinct int64 indices from 0 to {n - 1}; a method that thinks of one image derives from "
             "foveate.EachImage"
         )
         if not fits:
@@ -119,7 +119,7 @@ class Chosen:
             return [torch.arange(image.n, device=device) for image in self.plan.images]
         starts = torch.tensor([image.start for image in self.plan.images])
         offsets = starts.repeat_interleave(torch.tensor(self.plan.counts)).to(device)
-        return list((kept - offsets).split(list(self.plan.counts)))
+        return list(torch.split(kept - offsets, list(self.plan.counts)))
 
 
 def choose(plan: Plan, encoded: Encoded, text: Text | None, ranking: Ranking) -> Chosen:

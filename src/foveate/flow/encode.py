@@ -120,7 +120,7 @@ def refuse_non_finite(features: Tensor, counts: Sequence[int], first: int = 0) -
     low, high = features.detach().aminmax()
 
     def error() -> InvalidFeatures:
-        parts = features.detach().split(list(counts))
+        parts = torch.split(features.detach(), list(counts))
         bad = [number for number, part in enumerate(parts, first) if not bool(torch.isfinite(part).all())]
         return InvalidFeatures(
             f"image {bad[0]}: the vision encoder gave NaN or infinite values; allowed are finite numbers"

@@ -81,7 +81,8 @@ def images_of(
     found: list[Image] = []
     for kind in dict.fromkeys(kinds):
         sizes = [count for count, of in zip(counts, kinds, strict=True) if of == kind]
-        marks = (prompt.ids == placeholder_id(model, kind)).nonzero()
+        token = placeholder_id(model, kind)
+        marks = torch.eq(prompt.ids, -1 if token is None else token).nonzero()
         _check_marks(prompt, model, kind, marks, sizes)
         layouts = family.layouts(model, prompt.known, kind, sizes)
         for places, layout in zip(torch.split(marks, sizes), layouts, strict=True):

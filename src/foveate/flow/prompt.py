@@ -142,7 +142,8 @@ def _inferred(model: "PreTrainedModel", inputs: Mapping[str, Any], ids: Tensor) 
     ends = end if isinstance(end, list) else [end]
     if pad is None or pad in ends:
         return torch.ones_like(ids)
-    return ids != pad
+    told: Tensor = ids != pad
+    return told
 
 
 def has_pixels(inputs: Mapping[str, Any]) -> bool:

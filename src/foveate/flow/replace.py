@@ -53,7 +53,9 @@ def _merged(
     plan, parts = chosen.plan, []
     assert chosen.order is not None
     units = units_of(plan)
-    for number, (image, order) in enumerate(zip(plan.images, chosen.order.split(list(plan.counts)), strict=True)):
+    for number, (image, order) in enumerate(
+        zip(plan.images, torch.split(chosen.order, list(plan.counts)), strict=True)
+    ):
         own = [unit for unit in units if unit.image == number]
         if not own:
             parts.append(encoded.features[order])
@@ -94,7 +96,7 @@ def _smaller(
     orders = chosen.of_images(chosen.order, encoded.features.device)
     placed = [
         Standing(encoded.features[part], [layer[part] for layer in encoded.deepstack])
-        for part in chosen.order.split(list(plan.counts))
+        for part in torch.split(chosen.order, list(plan.counts))
     ]
     sizes = [_sizes(method, image, order.cpu()) for image, order in zip(plan.images, orders, strict=True)]
     for index, small in encode_resized(model, family, plan.prompt, plan.images, sizes, orders).items():

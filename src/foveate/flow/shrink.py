@@ -231,7 +231,7 @@ def _features(plan: Plan, features: Tensor, deepstack: Sequence[Tensor]) -> dict
     sizes: dict[tuple[str, int], int] = {}
     for image, count in zip(plan.images, plan.counts, strict=True):
         sizes[image.kind, image.row] = sizes.get((image.kind, image.row), 0) + count
-    rows, *layers = (values.split(list(sizes.values())) for values in (features, *deepstack))
+    rows, *layers = (torch.split(values, list(sizes.values())) for values in (features, *deepstack))
     found: dict[str, Features] = {}
     for kind in dict.fromkeys(image.kind for image in plan.images):
         which = [number for number, (of, _) in enumerate(sizes) if of == kind]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class Layout:
 
 
 def layout_of(model: "PreTrainedModel", family: Family, pruned: Pruned) -> Layout:
-    """The layout of a pruned prompt: from its plan, or read from the device where it hangs on which tokens stay."""
+    """The layout of a pruned prompt: from its plan, or read where it hangs on which tokens stay."""
     plan, chosen = pruned.plan, pruned.chosen.order is not None
     moves = chosen and (not plan.is_solid or any(bool(image.locked.any()) for image in plan.images))
     if plan.mask is None or moves:
@@ -83,7 +84,7 @@ def layout_of(model: "PreTrainedModel", family: Family, pruned: Pruned) -> Layou
     mask = plan.mask.numpy()
     last = Layout([], mask, mask).last
     images = []
-    for image, slots in zip(plan.images, plan.slots.split(list(plan.counts)), strict=True):
+    for image, slots in zip(plan.images, torch.split(plan.slots, list(plan.counts)), strict=True):
         columns = (slots % plan.width).numpy()
         locked = np.zeros(len(columns), dtype=bool) if chosen else image.locked.numpy()
         images.append(Image(image.row, columns, locked | (columns == last[image.row])))
