@@ -77,7 +77,7 @@ def parts_of(method, keep=0.4):
 
 def forward(model, pruned):
     with torch.no_grad():
-        return model(**dict(pruned), use_cache=True)
+        return model(**dict(pruned))
 
 
 @pytest.mark.parametrize(("batch", "equal"), [(1, True), (4, True), (4, False)])

@@ -191,7 +191,7 @@ def test_the_model_reads_the_rope_deltas_of_the_latest_prune(name):
 
     def worst():
         with torch.no_grad():
-            output, differences = model(**pruned, use_cache=True), []
+            output, differences = model(**pruned), []
             for step in range(2):
                 token = expected.sequences[:, step - 3 : step - 2]
                 output = model(input_ids=token, **{CACHE: output[CACHE]})
@@ -211,7 +211,7 @@ def test_steps_by_hand_read_rope_deltas(name):
     expected = model.generate(**pruned, max_new_tokens=4)[:, -4:]
     pruned = foveate.prune(model, inputs, foveate.RRQR(), keep=0.5)
     with torch.no_grad():
-        output = model(**pruned, use_cache=True)
+        output = model(**pruned)
         found = [best(name, output)]
         length = pruned["attention_mask"].sum(-1, keepdim=True)
         for step in range(3):

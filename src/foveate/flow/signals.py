@@ -97,7 +97,7 @@ class Text:
 
     Attributes:
         which: of each batch row, the number of its question.
-        nouns: ``[Q, M, D]`` input embeddings of the questions' nouns, padded to the longest; None if not asked for.
+        nouns: ``[Q, M, D]`` input embeddings of the nouns, padded to the longest; None if not asked for.
         real: ``[Q, M]`` bool, those that are no padding; None where all are.
         directions: ``[Q, D]`` in CLIP's space, zeros for an empty question; None unless asked for.
         clip: the pair that has that space, or None.
