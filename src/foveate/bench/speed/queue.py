@@ -80,7 +80,7 @@ class _Queue(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations = self.reads = self.apart = 0
         self._computed = WeakIdKeyDictionary()
-        self._lie_there(given)
+        self.holds_too(given)
 
     def holds(self, tensor: Any) -> bool:
         """Whether it lies on the device."""
@@ -109,10 +109,11 @@ class _Queue(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self.apart:
             self.operations += not function.is_view and packet not in FREE
             self.reads += packet in READS or _sized_by_values(packet, args, kwargs)
-        self._lie_there(result)
+        self.holds_too(result)
         return result
 
-    def _lie_there(self, tensors: Any) -> None:
+    def holds_too(self, tensors: Any) -> None:
+        """These lie on the device, too."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
                 self._computed[tensor] = True
@@ -154,7 +155,9 @@ def _engine_as_one(queue: _Queue) -> Iterator[None]:
 
     def engine(*arguments: Any, **options: Any) -> Tensor:
         with queue.as_one(1, 0):
-            return select_residual(*arguments, **options)
+            order = select_residual(*arguments, **options)
+        queue.holds_too(order)
+        return order
 
     rooms = [
         vars(module) for name, module in sys.modules.items() if name.startswith("foveate.") and name != __name__
