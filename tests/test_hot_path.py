@@ -1,4 +1,4 @@
-"""What pruning adds to a device's queue beside the encoder and the engine, counted on a CPU: exact, and no times."""
+"""What pruning adds to a device's queue beside the encoder and the engine, counted on a CPU."""
 
 from contextlib import contextmanager
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate
-from conftest import PROMPTS, noise
+from conftest import PROMPTS, noise, tiny_prompt
 from foveate.bench.speed.queue import count_queue
 from foveate.families import PIXELS, family_of
 from foveate.flow.encode import run_encoder
@@ -159,7 +159,7 @@ def test_each_layer_is_handed_the_mask_that_stock_makes(name, prompt):
     alike(attached, stock)
 
 
-def test_a_prompt_without_padding_has_no_mask(tiny):
+def test_a_prompt_without_padding_has_no_mask():
     """SDPA then runs its causal kernel: a mask would take it away from every layer."""
     inputs = ZOO["llava"].prompt((1,))
     model = ZOO["llava"].build()
@@ -174,6 +174,6 @@ def test_a_prompt_without_padding_has_no_mask(tiny):
 
 def test_a_cache_is_part_of_the_prompt(tiny):
     """What is right with a cache is wrong without one: generate() must not be told otherwise later."""
-    pruned = foveate.prune(tiny, ZOO["llava"].prompt((1,)), foveate.RRQR(), keep=7)
+    pruned = foveate.prune(tiny, tiny_prompt(), foveate.RRQR(), keep=7)
     with pytest.raises(TypeError, match="use_cache"):
         tiny.generate(**pruned, use_cache=False)

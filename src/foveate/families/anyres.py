@@ -18,7 +18,7 @@ LLAVA_NEXT = "models.llava_next.modeling_llava_next"
 
 
 class LlavaNext(Llava):
-    """``llava_next``. Source: transformers 5.18 to 5.23, modeling_llava_next.py, ``pack_image_features``.
+    """``llava_next``. Source: transformers 5.18 to 5.24, modeling_llava_next.py, ``pack_image_features``.
 
     What becomes of a patch is asked of the model's own packing, which is run on marks in place of features.
     """
@@ -48,14 +48,24 @@ class LlavaNext(Llava):
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, scores: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         """Packed as the features are; by the model itself where it shrinks a very large image."""
-        first, marks = int(self.has_cls(model)), torch.cat(self._marks(model, prompt, lengths))
-        places = marks[~marks.isnan()]
+        marks = self._marks(model, prompt, lengths)
+        places = torch.cat(marks)
+        places = places[~places.isnan()]
         if bool((places == places.long()).all()):
             return scores[places.long().to(scores.device)]
-        tiles = [part[first:].reshape(len(part) - first, -1) for part in torch.split(scores, list(lengths))]
-        images = self._pack(model, prompt, list(torch.split(torch.stack(tiles), self._tiles(model, prompt))))
-        free = torch.cat([~image.isnan() for image in self._marks(model, prompt, lengths)])
-        return torch.cat(images)[free.to(scores.device)].reshape(-1, *scores.shape[1:])
+        first = int(self.has_cls(model))
+        tiles = torch.split(scores.view(len(lengths), lengths[0], -1)[:, first:], self._tiles(model, prompt))
+        alike: dict[object, list[int]] = {}
+        for number, size in enumerate(prompt["image_sizes"].tolist()):
+            alike.setdefault((*size, len(tiles[number])), []).append(number)
+        found: dict[int, Tensor] = {}
+        for numbers in alike.values():  # images of one size are channels of one
+            together = torch.stack([tiles[number] for number in numbers], dim=-1)
+            one = {**prompt, "image_sizes": prompt["image_sizes"][numbers[:1]]}
+            (packed,) = self._pack(model, one, [together.flatten(2)])
+            free = (~marks[numbers[0]].isnan()).nonzero().flatten().to(scores.device)
+            found |= zip(numbers, packed[free].view(len(free), -1, len(numbers)).unbind(-1), strict=True)
+        return torch.cat([found[number] for number in range(len(found))]).reshape(-1, *scores.shape[1:])
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
         """See `Family.projector`: it sees tiles that are cut and joined only later."""
@@ -132,7 +142,7 @@ class LlavaNext(Llava):
 class LlavaNextVideo(LlavaNext):
     """``llava_next_video``: images as LLaVA-NeXT; a video's frames are pooled.
 
-    Source: transformers 5.18 to 5.23, modeling_llava_next_video.py.
+    Source: transformers 5.18 to 5.24, modeling_llava_next_video.py.
     """
 
     name = "LLaVA-NeXT-Video"
@@ -165,7 +175,7 @@ class LlavaNextVideo(LlavaNext):
 
 
 class LlavaOnevision(LlavaNext):
-    """``llava_onevision``. Source: transformers 5.18 to 5.23, modeling_llava_onevision.py."""
+    """``llava_onevision``. Source: transformers 5.18 to 5.24, modeling_llava_onevision.py."""
 
     name = "LLaVA-OneVision"
     towers = ("siglip_vision_model",)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PaliGemma(Family):
-    """``paligemma``: a square of patches. Source: transformers 5.18 to 5.23."""
+    """``paligemma``: a square of patches. Source: transformers 5.18 to 5.24."""
 
     name = "PaliGemma"
     towers = ("siglip_vision_model",)
@@ -37,7 +37,7 @@ class Gemma3(PaliGemma):
 
 
 class Gemma4(Family):
-    """``gemma4``: the image's own rows of patches, pooled. Source: transformers 5.18 to 5.23."""
+    """``gemma4``: the image's own rows of patches, pooled. Source: transformers 5.18 to 5.24."""
 
     name = "Gemma 4"
     towers = ("gemma4_vision",)

@@ -17,7 +17,7 @@ CLIP, PIXTRAL = "clip_vision_model", "pixtral"
 
 
 class Llava(Family):
-    """``llava`` with a CLIP or a Pixtral tower. Source: transformers 5.18 to 5.23, modeling_llava.py."""
+    """``llava`` with a CLIP or a Pixtral tower. Source: transformers 5.18 to 5.24, modeling_llava.py."""
 
     name = "LLaVA-1.5"
     towers: ClassVar[tuple[str, ...]] = (CLIP, PIXTRAL)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Mistral3(Llava):
-    """``mistral3``. Source: transformers 5.18 to 5.23, modeling_mistral3.py."""
+    """``mistral3``. Source: transformers 5.18 to 5.24, modeling_mistral3.py."""
 
     name = "Mistral 3"
     towers = (PIXTRAL,)

@@ -16,7 +16,7 @@ GRIDS = {IMAGE: "image_grid_thw", VIDEO: "video_grid_thw"}
 
 
 class Qwen2VL(Family):
-    """``qwen2_vl``; with its subclasses all that has ``get_rope_index``. Source: transformers 5.18 to 5.23."""
+    """``qwen2_vl``; with its subclasses all that has ``get_rope_index``. Source: transformers 5.18 to 5.24."""
 
     name = "Qwen2-VL"
     kinds: ClassVar[tuple[str, ...]] = (IMAGE, VIDEO)

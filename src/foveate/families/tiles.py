@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class InternVL(Family):
-    """``internvl``: the tiles of an image follow one another. Source: transformers 5.18 to 5.23."""
+    """``internvl``: the tiles of an image follow one another. Source: transformers 5.18 to 5.24."""
 
     name = "InternVL"
     towers = ("internvl_vision",)

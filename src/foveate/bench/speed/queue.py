@@ -61,7 +61,7 @@ def count_queue(model: "PreTrainedModel", inputs: Mapping[str, Any], work: Calla
 
 def added_by(subject: Subject, arm: Arm, inputs: dict[str, Any], encoder: Counts) -> Counts:
     """What pruning adds beside the vision encoder, of which `encoder_queue` tells."""
-    whole = count_queue(subject.model, inputs, lambda: pruned_by(subject, arm, inputs))
+    whole = count_queue(subject.model, inputs, lambda: pruned_by(subject, arm, inputs).close())
     return whole[0] - encoder[0], whole[1] - encoder[1]
 
 
