@@ -84,7 +84,7 @@ class Ranking:
         given = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
         error = InvalidOption(
             f"{type(self.method).__name__}.rank gave {given} for k={k} of {n} tokens of {len(group)} images: "
-            f"allowed are [G, k] distinct int64 indices from 0 to {n - 1}; a method that thinks of one image derives "
+            f"allowed are [G, k] distinct int64 indices from 0 to {n - 1}; one that thinks of one image derives "
             "from foveate.EachImage"
         )
         if not fits:
