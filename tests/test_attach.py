@@ -25,8 +25,8 @@ def new_tokens(output, inputs):
 
 
 def pruned_tokens(model, inputs, method, keep, **options):
-    pruned = foveate.prune(model, inputs, method, keep=keep)
-    return model.generate(**pruned, **options)[:, pruned["input_ids"].shape[1] :].tolist()
+    pruned = foveate.prune(model, inputs, method, keep=keep, use_cache=options.get("use_cache", True))
+    return model.generate(**{**pruned, **options})[:, pruned["input_ids"].shape[1] :].tolist()
 
 
 def untouched(model):
