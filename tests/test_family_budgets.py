@@ -130,6 +130,19 @@ def test_frames_can_be_ranked_by_themselves(name):
     assert together.report.tokens_after == pruned.report.tokens_after
 
 
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_a_prompt_that_ends_with_a_video_keeps_its_last_token_whatever_frames_get(name, keep):
+    model, inputs = model_of(name), ZOO[name].prompt((1,))
+    ids, token = inputs["input_ids"], model.config.video_token_id
+    end = int((ids[0] == token).nonzero()[-1]) + 1
+    cut = {key: value[:, :end] if value.shape == ids.shape else value for key, value in inputs.items()}
+    pruned = prune(name, cut, keep=keep, per_frame=True)
+    assert int(pruned.kept[0][-1]) == pruned.report.tokens_before[0] - 1
+    assert int(pruned["input_ids"][0, -1]) == token
+    assert pruned.report.tokens_after == [keep]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_grids_hold_every_token_that_is_not_locked(name):
     inputs = ZOO[name].prompt((1, 2))

@@ -186,8 +186,9 @@ def units_of(plan: Plan) -> list[Unit]:
             continue
         sizes = [height * width for height, width in image.grids]
         begins = accumulate(sizes, initial=start)
-        parts = list(zip(begins, sizes, shares(k, sizes), image.grids, strict=False))
-        last = max(index for index, part in enumerate(parts) if part[2])
+        last = len(sizes) - 1
+        least = [int(holds and index == last) for index in range(len(sizes))]
+        parts = zip(begins, sizes, shares(k, sizes, least), image.grids, strict=False)
         for index, (begin, size, share, grid) in enumerate(parts):
             if share:
                 found.append(Unit(number, begin, size, share, (grid,), holds and index == last))
