@@ -1,11 +1,12 @@
 """Budgets over tiles, frames and several images; layouts; a model type that no family knows."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate
-from foveate.families import FAMILIES
+from foveate.families import FAMILIES, family_of
 from foveate.share import shares
 from test_families import NAMES, difference, masked, model_of, visual
 from zoo import ZOO
@@ -169,6 +170,17 @@ def test_views_show_every_token_kept_that_is_not_locked(name):
             assert [view.name for view in views] == [f"frame {n + 1}" for n in range(len(pruned.grids[image]))]
         else:
             assert [view.name for view in views] in (["image"], ["image", "tiles"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_inputs_of_any_float_are_read(dtype):
+    """A processor's output that is moved to a dtype takes all its floats there, seconds per frame as well."""
+    name, inputs = "qwen2_5_vl_video", ZOO["qwen2_5_vl_video"].prompt((1, 2))
+    moved = inputs | {"second_per_grid_ts": inputs["second_per_grid_ts"].to(dtype)}
+    pruned = prune(name, moved, keep=4)
+    whole = family_of(model_of(name)).positions(model_of(name), moved)
+    assert torch.equal(prune(name, moved, keep=1.0)["position_ids"][1:], whole)
+    assert torch.equal(pruned["position_ids"][1:, :, -1], whole[:, :, -1])
 
 
 def test_per_frame_is_true_or_false():
