@@ -55,7 +55,11 @@ class Ranking:
 
     method: Method
     model_type: str
-    _orders: dict[tuple[int, ...], tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+    _orders: dict[tuple[tuple[int, int], ...], tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+
+    def tried(self) -> "Ranking":
+        """A copy, to be kept in place of this one once what it ranks is known to be sound."""
+        return replace(self, _orders=dict(self._orders))
 
     def of(
         self, groups: Sequence[Group], encoded: Encoded, images: Sequence[Image], text: Text | None
@@ -66,12 +70,12 @@ class Ranking:
         for group, together in zip(new, tokens, strict=True):
             with torch.no_grad():
                 order = self.method.rank(together, group[0].k)
-            self._orders[tuple(unit.start for unit in group)] = group[0].k, self._checked(order, group)
+            self._orders[_places(group)] = group[0].k, self._checked(order, group)
         return [cast(Tensor, self._known(group)) for group in groups]
 
     def _known(self, group: Group) -> Tensor | None:
         k = group[0].k
-        asked, order = self._orders.get(tuple(unit.start for unit in group), (0, None))
+        asked, order = self._orders.get(_places(group), (0, None))
         if order is None or not (asked == k or (self.method.nested and asked > k)):
             return None
         return order[:, :k]
@@ -93,6 +97,11 @@ class Ranking:
             return order
         refuse_if(is_no_selection(order, n), lambda: error)
         return order.clamp(0, n - 1)
+
+
+def _places(group: Group) -> tuple[tuple[int, int], ...]:
+    """Which tokens a group is made of: a video and its first frame begin alike."""
+    return tuple((unit.start, unit.n) for unit in group)
 
 
 @dataclass(frozen=True, eq=False)
