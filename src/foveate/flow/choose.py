@@ -70,7 +70,7 @@ class Ranking:
         for group, together in zip(new, tokens, strict=True):
             with torch.no_grad():
                 order = self.method.rank(together, group[0].k)
-            self._orders[_places(group)] = group[0].k, self._checked(order, group)
+            self._orders[_places(group)] = group[0].k, self._checked(order, group).to(together.features.device)
         return [cast(Tensor, self._known(group)) for group in groups]
 
     def _known(self, group: Group) -> Tensor | None:
@@ -252,8 +252,8 @@ def _text_signals(
     which = [text.which[images[unit.image].row] for unit in units]
     found: dict[str, Tensor] = {}
     if Signal.QUESTION in method.needs and text.nouns is not None:
-        found["question"] = _of_units(text.nouns, which)
-        found |= {} if text.real is None else {"asked": _of_units(text.real, which)}
+        found["question"] = _of_units(text.nouns, which).to(device)
+        found |= {} if text.real is None else {"asked": _of_units(text.real, which).to(device)}
     if Signal.CLIP_RELEVANCE in method.needs and text.clip is not None and patches is not None:
         assert text.directions is not None
         found["clip_relevance"] = clip_relevance(text.clip, patches, _of_units(text.directions, which)).to(device)
