@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import foveate
-from conftest import tiny_llava, tiny_prompt
+from conftest import COMPILES, tiny_llava, tiny_prompt
+
+pytestmark = COMPILES
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compiled_prefill.py"
 

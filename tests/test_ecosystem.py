@@ -16,7 +16,7 @@ from accelerate.utils import send_to_device
 from transformers import BatchFeature, BitsAndBytesConfig, TextIteratorStreamer, pipeline
 
 import foveate
-from conftest import noise
+from conftest import COMPILES, noise
 from test_families import NAMES, masked, model_of
 from zoo import ZOO
 
@@ -228,6 +228,7 @@ def test_eight_bits(name, tmp_path):
     assert new_tokens(model, pruned) == new_tokens(model, full)
 
 
+@COMPILES
 def test_a_compiled_model_is_pruned_in_the_block_and_only_there():
     """What was compiled before the hook was there must not be used in it, nor afterwards what was with it."""
     torch.compiler.reset()
@@ -243,6 +244,7 @@ def test_a_compiled_model_is_pruned_in_the_block_and_only_there():
     assert untouched(model)
 
 
+@COMPILES
 def test_a_forward_compiled_inside_a_block():
     torch.compiler.reset()
     model, inputs = ZOO["llava"].build(), ZOO["llava"].prompt()

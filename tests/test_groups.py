@@ -358,13 +358,6 @@ def test_each_image_of_a_group_has_its_own_signals():
         assert image.each() == [image]
 
 
-def test_frames_of_a_group_are_those_of_its_images():
-    tokens = replace(group(3), grids=((2, 8), (4, 8)))
-    parts = [frame.features for frame in tokens.frames()]
-    assert [part.shape[1] for part in parts] == [16, 32]
-    assert torch.equal(torch.cat(parts, dim=1), tokens.features)
-
-
 def test_a_faithful_cdpruner_needs_a_question_of_every_image():
     tokens = group(3)
     with pytest.raises(InvalidFeatures, match="everywhere"):

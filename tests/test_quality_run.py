@@ -125,9 +125,9 @@ def test_budgets_that_come_to_the_same_counts_run_once(bundled, monkeypatch):
     generate = type(model).generate
     monkeypatch.setattr(type(model), "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
     batches = answered(bundled, arms_for(bundled, "rrqr,uniform", "16,0.0278,8"), 1).batches
-    assert [batch.keep for batch in batches if batch.method.startswith("RRQR")] == [16, 8, 0.0278]
-    assert [batch.tokens for batch in batches if batch.method.startswith("RRQR")] == [[16], [8], [16]]
-    assert batches[0].answers == batches[2].answers
+    found = {batch.keep: batch for batch in batches if batch.method.startswith("RRQR")}
+    assert {keep: batch.tokens for keep, batch in found.items()} == {16: [16], 8: [8], 0.0278: [16]}
+    assert found[16].answers == found[0.0278].answers
     assert len(calls) == 4
 
 

@@ -64,13 +64,13 @@ def crossing(one, tokens):
 
 def test_what_takes_longer_is_called_slower(monkeypatch):
     """A clock that stands still but for a thousand seconds in each prune()."""
-    subject, clock, prune = tiny_subject(), Still(), passing.prune
+    subject, clock, ask = tiny_subject(), Still(), passing.Request.ask
 
     def slow(*arguments, **more):
         clock.now += 1000
-        return prune(*arguments, **more)
+        return ask(*arguments, **more)
 
-    monkeypatch.setattr(passing, "prune", slow)
+    monkeypatch.setattr(passing.Request, "ask", slow)
     found, store = contestants("uniform", "8"), Store()
     cases = run(subject, found, [1], store, Effort(6, 0, 3), clock=clock)
     summary = summarise(found, cases, store, CONTEXT)

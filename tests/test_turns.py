@@ -229,7 +229,7 @@ def test_what_cannot_be_continued_is_refused():
     def asked(rows=(1,), **options):
         pruned = foveate.prune(model, ZOO[name].prompt(rows), foveate.RRQR(), keep=5)
         options = {"max_new_tokens": 2, "return_dict_in_generate": True, **options}
-        return pruned, model.generate(**pruned, **options)
+        return pruned, model.generate(**{**pruned, **options})
 
     for arguments, message in [
         (asked((1, 1)), "one conversation at a time"),

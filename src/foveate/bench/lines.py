@@ -40,10 +40,12 @@ def locked(folder: Path | None, file: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise _unwritable(folder, error) from error
-    with lock:
+    try:
         if (folder / file).exists():
             _entries(folder / file)
         yield
+    finally:
+        lock.release()
 
 
 def read_lines(path: Path, settings: dict[str, Any], make: Callable[[dict[str, Any]], T]) -> list[T]:

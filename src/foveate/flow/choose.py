@@ -165,7 +165,8 @@ def choose(plan: Plan, encoded: Encoded, text: Text | None, ranking: Ranking) ->
     flat, arranged = pieces[0] if len(pieces) == 1 else torch.cat(pieces), torch.cat(found)
     if not torch.equal(arranged, torch.arange(len(arranged))):
         flat = flat[arranged.to(device)]
-    return Chosen(replace(plan, counts=[len(own) for own in found]), flat)
+    counts = [len(own) for own in found]  # a resizing method may give fewer
+    return Chosen(plan if counts == list(plan.counts) else replace(plan, counts=counts), flat)
 
 
 def _fixed(image: Image, count: int) -> Tensor:

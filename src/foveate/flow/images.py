@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -40,17 +41,17 @@ class Image:
     locked: Tensor
     holds_last: bool
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Its tokens."""
         return len(self.columns)
 
-    @property
+    @cached_property
     def free(self) -> Tensor:
         """``[F]``, ascending indices of the tokens that are not locked."""
         return (~self.locked).nonzero().flatten()
 
-    @property
+    @cached_property
     def least(self) -> int:
         """How many are always kept."""
         return int(self.locked.sum()) + int(self.holds_last and not bool(self.locked[-1]))

@@ -48,7 +48,7 @@ class Plan:
         """The batch row of each image."""
         return [image.row for image in self.images]
 
-    @property
+    @cached_property
     def drops(self) -> list[int]:
         """Tokens that each row of the batch loses."""
         lost = [0] * len(self.prompt.ids)
@@ -98,9 +98,10 @@ class Plan:
         for row, (lead, before) in enumerate(zip(self.lead, self._padding_in_front, strict=True)):
             body = stays[row].nonzero().flatten()[before:]
             found[row, lead:] = body
-            found[row, :lead] = self._filler(row)
             kept = min(lead, before)
             found[row, lead - kept : lead] = torch.arange(before - kept, before)
+            if lead > before:
+                found[row, : lead - before] = self._filler(row)
         return found
 
     def _filler(self, row: int) -> int:

@@ -37,7 +37,7 @@ def estimate(model: str, sizes: Sizes, device: Device, case: Case) -> Plain:
             for name in NAMES
         },
         "first_token": {arm: 1000 * cost.first_token(sizes, device, one) for arm, one in both.items()},
-        "cache": {arm: cost.cached(sizes, one, Speed.NEW_TOKENS) * device.bytes for arm, one in both.items()},
+        "kv_cache": {arm: cost.cached(sizes, one, Speed.NEW_TOKENS) * device.bytes for arm, one in both.items()},
         "weights": sizes.total * device.bytes,
         "sooner": cost.sooner(sizes, device, case),
         "pays_from_batch": cost.pays_from_batch(sizes, device, case),
@@ -55,7 +55,7 @@ def verdict(found: Plain) -> str:
     if ratio >= cost.PAYS:
         begin += f"brings the first token {ratio:.2f}x as soon (the pruned prefill is bound by {bound})"
     elif bound == "launches":
-        before, after = (size(found["cache"][arm]) for arm in ("all", "pruned"))
+        before, after = (size(found["kv_cache"][arm]) for arm in ("all", "pruned"))
         begin += (
             f"saves memory alone (KV cache {before} -> {after}; the first token comes {ratio:.2f}x as soon), for "
             "the prefill is bound by launches"
@@ -87,7 +87,7 @@ def estimate_table(found: Plain) -> Table:
     for name, label in NAMES.items():
         cells = [found["stages"][name][arm] for arm in ("all", "pruned")]
         table.add_row(label, *(text for cell in cells for text in _cells(cell)))
-    totals, caches = found["first_token"], found["cache"]
+    totals, caches = found["first_token"], found["kv_cache"]
     table.add_row("first token", _ms(totals["all"]), "", _ms(totals["pruned"]), "")
     table.add_row(f"KV cache, {Speed.NEW_TOKENS} new tokens", size(caches["all"]), "", size(caches["pruned"]), "")
     return table
@@ -104,7 +104,7 @@ def notes(found: Plain) -> list[str]:
         found["verdict"],
         f"Estimated, not measured (docs/estimate.md says how far off). {figures}.",
     ]
-    needed = found["weights"] + found["cache"]["all"]
+    needed = found["weights"] + found["kv_cache"]["all"]
     if device["memory"] is not None and needed > device["memory"]:
         lines.append(f"weights and cache take {size(needed)}: more than this device has")
     return lines
