@@ -44,7 +44,7 @@ class PyramidDrop(Inside):
             raise InvalidOption(f"layers={self.layers!r}: allowed are ascending layer indices, or None")
 
     def places(self, depth: int) -> tuple[tuple[int, int], ...]:
-        """Before the last three quarters of the depth, or ``layers``; each hears the layer that it comes before."""
+        """Before the last three quarters of the depth, or ``layers``; each hears the layer it comes before."""
         layers = self.layers or tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)}))
         for layer in layers:
             layer_index("layers", layer, depth=depth)
