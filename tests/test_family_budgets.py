@@ -1,11 +1,12 @@
 """Budgets over tiles, frames and several images; layouts; a model type that no family knows."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate
-from foveate.families import FAMILIES
+from foveate.families import FAMILIES, family_of
 from foveate.share import shares
 from test_families import NAMES, difference, masked, model_of, visual
 from zoo import ZOO
@@ -130,6 +131,19 @@ def test_frames_can_be_ranked_by_themselves(name):
     assert together.report.tokens_after == pruned.report.tokens_after
 
 
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_a_prompt_that_ends_with_a_video_keeps_its_last_token_whatever_frames_get(name, keep):
+    model, inputs = model_of(name), ZOO[name].prompt((1,))
+    ids, token = inputs["input_ids"], model.config.video_token_id
+    end = int((ids[0] == token).nonzero()[-1]) + 1
+    cut = {key: value[:, :end] if value.shape == ids.shape else value for key, value in inputs.items()}
+    pruned = prune(name, cut, keep=keep, per_frame=True)
+    assert int(pruned.kept[0][-1]) == pruned.report.tokens_before[0] - 1
+    assert int(pruned["input_ids"][0, -1]) == token
+    assert pruned.report.tokens_after == [keep]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_grids_hold_every_token_that_is_not_locked(name):
     inputs = ZOO[name].prompt((1, 2))
@@ -156,6 +170,17 @@ def test_views_show_every_token_kept_that_is_not_locked(name):
             assert [view.name for view in views] == [f"frame {n + 1}" for n in range(len(pruned.grids[image]))]
         else:
             assert [view.name for view in views] in (["image"], ["image", "tiles"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_inputs_of_any_float_are_read(dtype):
+    """A processor's output that is moved to a dtype takes all its floats there, seconds per frame as well."""
+    name, inputs = "qwen2_5_vl_video", ZOO["qwen2_5_vl_video"].prompt((1, 2))
+    moved = inputs | {"second_per_grid_ts": inputs["second_per_grid_ts"].to(dtype)}
+    pruned = prune(name, moved, keep=4)
+    whole = family_of(model_of(name)).positions(model_of(name), moved)
+    assert torch.equal(prune(name, moved, keep=1.0)["position_ids"][1:], whole)
+    assert torch.equal(pruned["position_ids"][1:, :, -1], whole[:, :, -1])
 
 
 def test_per_frame_is_true_or_false():

@@ -9,9 +9,13 @@ import torch
 import foveate
 from conftest import noise, tiny_prompt
 from foveate import METHODS, SPARE, RelevanceTopK, ResPrune
+from foveate.budget import Budget
 from foveate.methods import EachImage
 from foveate.prune import prepare
+from foveate.select.checks import Undecided, is_deferred
+from foveate.settings import Settings
 from foveate.tokens import Signal
+from zoo import ZOO
 
 ROWS = [(1, "Is there a red circle?"), (2, "How many small blue stars are in the whole image?")]
 ALL = [method() for method in METHODS.values()]
@@ -96,6 +100,46 @@ def test_control_one_methods_order_is_not_anothers(together):
     orders = [[order.tolist() for order in pruned.orders] for pruned in shown]
     pairs = [(i, j) for i in range(len(ALL)) for j in range(i)]
     assert not [(i, j) for i, j in pairs if orders[i] == orders[j] and torch.equal(features[i], features[j])]
+
+
+@dataclass(frozen=True)
+class Twice(Spy):
+    """Keeps one token several times."""
+
+    def rank_one(self, tokens, k):
+        return torch.zeros(k, dtype=torch.long)
+
+
+def test_an_order_that_was_refused_is_refused_again(tiny):
+    prepared = prepare(tiny, tiny_prompt((1,)), [Twice()])
+    for keep in (5, 5, 4):
+        with pytest.raises(foveate.InvalidOption, match="distinct"):
+            prepared.keep(Twice(), keep)
+
+
+@dataclass(frozen=True)
+class Unsure(Spy):
+    """Is undecided about the second image as long as checks are deferred."""
+
+    def rank_one(self, tokens, k):
+        self.asked.append(k)
+        if is_deferred() and len(self.asked) > 1:
+            raise Undecided
+        return torch.zeros(k, dtype=torch.long) if k == 9 else torch.arange(k)  # the first alone is wrong
+
+
+def test_work_done_again_is_checked_again(tiny):
+    """Two groups: checks of the first were collected, and dropped, when the second was undecided."""
+    with pytest.raises(foveate.InvalidOption, match="distinct"):
+        prepare(tiny, tiny_prompt((1, 2)), [Unsure()]).keep_as(Unsure(), Settings(Budget.of_one(None, 9)))
+
+
+def test_a_video_is_not_taken_for_its_first_frame():
+    """Shares of 3, 2 and 2: the first frame is ranked by itself, and begins where the video does."""
+    model, inputs = ZOO["llava_next_video"].build(), ZOO["llava_next_video"].prompt((1,))
+    prepared, alone = (prepare(model, inputs, [foveate.NormTopK()]) for _ in range(2))
+    prepared.keep_as(foveate.NormTopK(), Settings(Budget.of(7), per_frame=True))
+    equal(prepared.keep(foveate.NormTopK(), 3), alone.keep(foveate.NormTopK(), 3))
 
 
 def test_images_are_encoded_once(tiny):

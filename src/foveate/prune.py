@@ -165,14 +165,15 @@ class Prepared:
         """`keep`, with all settings."""
         check_method(self._model, self._family, method)
         number = self._number(method)
-        source, ranking = self._sources[number], self._rankings[number]
+        source = self._sources[number]
         one_axis = names.rope_index(self._model) is None
         guard = use_cache is False and one_axis and settings.positions == "original"
         plan = Plan.of(self._prompt, self._images, settings, guard)
         seconds = dict(self.seconds)
         watch = _Watch(self._model, seconds if self._timed else None)
 
-        def made() -> Pruned:
+        def made() -> tuple[Pruned, Ranking]:
+            ranking = self._rankings[number].tried()
             refuse_non_finite(self._encoded.features, self._encoded.counts)
             with watch.stage("select"):
                 chosen = choose(plan, self._encoded, self._text, ranking)
@@ -185,9 +186,10 @@ class Prepared:
             report = report_of(
                 self._model, self._family, chosen, self._encoded, rows, source.method, seconds, tagger
             )
-            return Pruned(chosen, shrunk, report, self._family)
+            return Pruned(chosen, shrunk, report, self._family), ranking
 
-        return read_together(made)
+        pruned, self._rankings[number] = read_together(made)  # orders whose checks were read, and no others
+        return pruned
 
     def _number(self, method: Method) -> int:
         for number, source in enumerate(self._sources):

@@ -137,11 +137,11 @@ class _Stopwatch:
         self._times: list[float] = []
 
     def put(self, value: Tensor) -> None:
-        """See `transformers.generation.streamers.BaseStreamer`."""
+        """Note the time: generate() hands over the prompt, then each new token."""
         self._times.append(time.perf_counter())
 
     def end(self) -> None:
-        """See `transformers.generation.streamers.BaseStreamer`."""
+        """generate() has no more to hand over."""
 
     def split(self) -> tuple[float, float]:
         """Seconds to the first new token, and from there to the last."""

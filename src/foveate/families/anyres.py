@@ -68,11 +68,11 @@ class LlavaNext(Llava):
         return torch.cat([found[number] for number in range(len(found))]).reshape(-1, *scores.shape[1:])
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
-        """See `Family.projector`: it sees tiles that are cut and joined only later."""
+        """None: it sees tiles that are cut and joined only later."""
         return None
 
     def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
-        """See `Family.pictures`: the whole image, and its tiles as they lie, margins included."""
+        """The whole image, and its tiles as they lie, margins included."""
         if kind == VIDEO:
             return super().pictures(model, prompt, kind)
         found = []
@@ -86,7 +86,7 @@ class LlavaNext(Llava):
     def with_pictures(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
     ) -> Inputs:
-        """See `Family.with_pictures`."""
+        """Each image and its tiles, cut apart again."""
         if kind == VIDEO:
             return {PIXELS[kind]: torch.stack(list(pictures)).reshape_as(prompt[PIXELS[kind]])}
         left = iter(pictures)

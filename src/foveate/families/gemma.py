@@ -62,7 +62,7 @@ class Gemma4(Family):
         return torch.cat(found)
 
     def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
-        """See `Family.pictures`: a row is a patch, of pixels that hold all channels; padding left out."""
+        """A row is a patch, of pixels that hold all channels; padding left out."""
         patch = model.config.vision_config.patch_size
         found = []
         for rows, (height, width) in zip(prompt["pixel_values"], _patches(prompt), strict=True):
@@ -73,7 +73,7 @@ class Gemma4(Family):
     def with_pictures(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
     ) -> Inputs:
-        """See `Family.with_pictures`."""
+        """Rows of patches, and their places ``(x, y)``."""
         patch = model.config.vision_config.patch_size
         pixels = torch.stack(list(pictures))
         height, width = (edge // patch for edge in pixels.shape[-2:])

@@ -44,7 +44,7 @@ class Llava(Family):
         return int(index - 1 if index > 0 else index)
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
-        """See `Family.has_cls`."""
+        """Of CLIP's tower; Pixtral's has none."""
         return bool(model.config.vision_config.model_type == CLIP)
 
     def patches_of_tokens(
@@ -54,12 +54,12 @@ class Llava(Family):
         return behind_cls(lengths) if self.has_cls(model) else None
 
     def projector(self, model: "PreTrainedModel") -> nn.Module | None:
-        """See `Family.projector`."""
+        """It takes one state per token, with either tower."""
         module: nn.Module = names.at(base_of(model), "multi_modal_projector")
         return module
 
     def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
-        """See `Family.pictures`: without the margins that Pixtral's have in a batch."""
+        """The images, without the margins that Pixtral's have in a batch."""
         whole = super().pictures(model, prompt, kind)
         if model.config.vision_config.model_type != PIXTRAL:
             return whole
@@ -68,7 +68,7 @@ class Llava(Family):
     def with_pictures(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
     ) -> Inputs:
-        """See `Family.with_pictures`: CLIP's tower interpolates its position embeddings."""
+        """Any size is taken: CLIP's tower interpolates its position embeddings."""
         pixels = torch.stack(list(pictures))
         if model.config.vision_config.model_type != PIXTRAL:
             return {"pixel_values": pixels, "interpolate_pos_encoding": True}

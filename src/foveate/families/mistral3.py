@@ -40,7 +40,7 @@ class Mistral3(Llava):
     def with_pictures(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
     ) -> Inputs:
-        """See `Family.with_pictures`: an only image is given twice, for stock squeezes an only token away."""
+        """An only image is given twice, for stock squeezes an only token away."""
         return super().with_pictures(
             model, prompt, kind, [*pictures, *pictures] if len(pictures) == 1 else pictures
         )

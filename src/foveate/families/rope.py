@@ -41,7 +41,7 @@ class Qwen2VL(Family):
         return patches[self._raster_order(model, prompt[GRIDS[kind]])]
 
     def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
-        """See `Family.pictures`: each time step by itself, its frames as channels.
+        """Each time step by itself, its frames as channels.
 
         A row is a patch; those that are merged to a token follow one another.
         """
@@ -57,7 +57,7 @@ class Qwen2VL(Family):
     def with_pictures(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
     ) -> Inputs:
-        """See `Family.with_pictures`: time steps do not see one another, so each may be an image of its own."""
+        """Time steps do not see one another, so each may be an image of its own."""
         patch, merge = _sides(model)
         pixels = torch.stack(list(pictures))
         height, width = (edge // patch for edge in pixels.shape[-2:])

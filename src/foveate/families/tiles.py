@@ -21,7 +21,7 @@ class InternVL(Family):
     tokens = "square tiles, one after the other; the prompt does not tell how they lie"
 
     def counts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, entries: Sequence[int]) -> list[int]:
-        """See `Family.counts`: an unbroken run of placeholders is an image."""
+        """An unbroken run of placeholders is an image."""
         return [size for row in placeholder_runs(model, prompt) for _, size in row]
 
     def layouts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, sizes: Sequence[int]) -> list[Layout]:
@@ -30,7 +30,7 @@ class InternVL(Family):
         return [Layout.of(*[(side, side)] * (n // side**2)) for n in sizes]
 
     def views(self, kind: str, grids: Sequence[Grid], kept: Sequence[Tensor], aspect: float) -> list[View]:
-        """See `Family.views`: the last tile is the whole image, the others lie as the image's shape says."""
+        """The last tile is the whole image, the others lie as the image's shape says."""
         whole = View("image", grids[-1], kept[-1])
         if len(grids) == 1:
             return [whole]
@@ -42,7 +42,7 @@ class InternVL(Family):
         return int(model.config.vision_feature_layer)
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
-        """See `Family.has_cls`."""
+        """It has one."""
         return True
 
     def patches_of_tokens(
@@ -70,7 +70,7 @@ class Idefics3(InternVL):
     tokens = "square tiles, then the whole image as one"
 
     def counts(self, model: "PreTrainedModel", prompt: Inputs, kind: str, entries: Sequence[int]) -> list[int]:
-        """See `Family.counts`: an image ends with a run marked like the row's last one, the whole image."""
+        """An image ends with a run marked like the row's last one, the whole image."""
         sizes: list[int] = []
         for row, found in zip(prompt["input_ids"].tolist(), placeholder_runs(model, prompt), strict=True):
             whole = row[found[-1][0] - 1] if found else None
@@ -87,17 +87,17 @@ class Idefics3(InternVL):
         return -1
 
     def has_cls(self, model: "PreTrainedModel") -> bool:
-        """See `Family.has_cls`."""
+        """It has none."""
         return False
 
     def pictures(self, model: "PreTrainedModel", prompt: Inputs, kind: str) -> list[Tensor]:
-        """See `Family.pictures`."""
+        """The tiles, without those that fill up a batch."""
         return list(prompt["pixel_values"][_real(prompt)])
 
     def with_pictures(
         self, model: "PreTrainedModel", prompt: Inputs, kind: str, pictures: Sequence[Tensor]
     ) -> Inputs:
-        """See `Family.with_pictures`."""
+        """The tiles, with those that fill up a batch."""
         pixels = prompt["pixel_values"].clone()
         pixels[_real(prompt)] = torch.stack(list(pictures))
         return {"pixel_values": pixels}

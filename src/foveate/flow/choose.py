@@ -55,7 +55,11 @@ class Ranking:
 
     method: Method
     model_type: str
-    _orders: dict[tuple[int, ...], tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+    _orders: dict[tuple[tuple[int, int], ...], tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+
+    def tried(self) -> "Ranking":
+        """A copy, to be kept in place of this one once what it ranks is known to be sound."""
+        return replace(self, _orders=dict(self._orders))
 
     def of(
         self, groups: Sequence[Group], encoded: Encoded, images: Sequence[Image], text: Text | None
@@ -66,12 +70,12 @@ class Ranking:
         for group, together in zip(new, tokens, strict=True):
             with torch.no_grad():
                 order = self.method.rank(together, group[0].k)
-            self._orders[tuple(unit.start for unit in group)] = group[0].k, self._checked(order, group)
+            self._orders[_places(group)] = group[0].k, self._checked(order, group).to(together.features.device)
         return [cast(Tensor, self._known(group)) for group in groups]
 
     def _known(self, group: Group) -> Tensor | None:
         k = group[0].k
-        asked, order = self._orders.get(tuple(unit.start for unit in group), (0, None))
+        asked, order = self._orders.get(_places(group), (0, None))
         if order is None or not (asked == k or (self.method.nested and asked > k)):
             return None
         return order[:, :k]
@@ -93,6 +97,11 @@ class Ranking:
             return order
         refuse_if(is_no_selection(order, n), lambda: error)
         return order.clamp(0, n - 1)
+
+
+def _places(group: Group) -> tuple[tuple[int, int], ...]:
+    """Which tokens a group is made of: a video and its first frame begin alike."""
+    return tuple((unit.start, unit.n) for unit in group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +196,9 @@ def units_of(plan: Plan) -> list[Unit]:
             continue
         sizes = [height * width for height, width in image.grids]
         begins = accumulate(sizes, initial=start)
-        parts = list(zip(begins, sizes, shares(k, sizes), image.grids, strict=False))
-        last = max(index for index, part in enumerate(parts) if part[2])
+        last = len(sizes) - 1
+        least = [int(holds and index == last) for index in range(len(sizes))]
+        parts = zip(begins, sizes, shares(k, sizes, least), image.grids, strict=False)
         for index, (begin, size, share, grid) in enumerate(parts):
             if share:
                 found.append(Unit(number, begin, size, share, (grid,), holds and index == last))
@@ -243,8 +253,8 @@ def _text_signals(
     which = [text.which[images[unit.image].row] for unit in units]
     found: dict[str, Tensor] = {}
     if Signal.QUESTION in method.needs and text.nouns is not None:
-        found["question"] = _of_units(text.nouns, which)
-        found |= {} if text.real is None else {"asked": _of_units(text.real, which)}
+        found["question"] = _of_units(text.nouns, which).to(device)
+        found |= {} if text.real is None else {"asked": _of_units(text.real, which).to(device)}
     if Signal.CLIP_RELEVANCE in method.needs and text.clip is not None and patches is not None:
         assert text.directions is not None
         found["clip_relevance"] = clip_relevance(text.clip, patches, _of_units(text.directions, which)).to(device)

@@ -122,9 +122,11 @@ def _copied(given: dict[str, Any]) -> dict[str, Any]:
     host = {name: value if isinstance(value, Tensor) else _tensor(name, value) for name, value in given.items()}
     for place in {(value.device, value.is_floating_point()) for value in host.values()}:
         sent = {name: value for name, value in host.items() if (value.device, value.is_floating_point()) == place}
-        flat = torch.from_numpy(torch.cat([value.detach().flatten() for value in sent.values()]).cpu().numpy())
-        parts = torch.split(flat, [value.numel() for value in sent.values()])
-        host |= {name: part.view(value.shape) for (name, value), part in zip(sent.items(), parts, strict=True)}
+        flat = torch.cat([value.detach().flatten() for value in sent.values()])
+        flat = flat.float() if flat.dtype == torch.bfloat16 else flat  # numpy has no bfloat16
+        parts = torch.split(torch.from_numpy(flat.cpu().numpy()), [value.numel() for value in sent.values()])
+        for (name, value), part in zip(sent.items(), parts, strict=True):
+            host[name] = part.view(value.shape).to(value.dtype if value.is_floating_point() else torch.long)
     return host
 
 

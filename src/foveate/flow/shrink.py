@@ -144,7 +144,7 @@ def _source(chosen: Chosen, device: torch.device) -> Tensor:
     source = plan.template.to(device)
     if chosen.ascending is None:
         return source
-    columns = torch.cat([image.columns for image in plan.images]).to(device)[chosen.ascending[0]]
+    columns = torch.cat([image.columns for image in plan.images]).to(device)[chosen.ascending[0].to(device)]
     source = source.flatten().scatter(0, plan.slots.to(device), columns).view_as(source)
     if plan.is_solid:
         return source

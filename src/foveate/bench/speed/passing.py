@@ -125,10 +125,10 @@ class _Watch:
             handle.remove()
 
     def put(self, value: Tensor) -> None:
-        """See `transformers.generation.streamers.BaseStreamer`."""
+        """Count what generate() hands over: the prompt, then each new token."""
         self._puts += 1
         if self._puts == 2:
             self._first = self._clock.mark()
 
     def end(self) -> None:
-        """See `transformers.generation.streamers.BaseStreamer`."""
+        """generate() has no more to hand over."""

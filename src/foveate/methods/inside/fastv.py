@@ -35,10 +35,10 @@ class FastV(Inside):
         one_of("faithful", self.faithful, (False, True))
 
     def places(self, depth: int) -> tuple[tuple[int, int], ...]:
-        """See `Inside.places`."""
+        """One drop, before ``layer``, which hears the layer before it."""
         layer_index("layer", self.layer, depth=depth)
         return ((self.layer, self.layer - 1),)
 
     def counts(self, n: int, k: int, drops: int) -> list[int]:
-        """See `Inside.counts`."""
+        """``k`` at its only drop."""
         return [k]

@@ -44,14 +44,18 @@ class PyramidDrop(Inside):
             raise InvalidOption(f"layers={self.layers!r}: allowed are ascending layer indices, or None")
 
     def places(self, depth: int) -> tuple[tuple[int, int], ...]:
-        """See `Inside.places`."""
+        """Before the last three quarters of the depth, or ``layers``; each hears the layer it comes before."""
         layers = self.layers or tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)}))
         for layer in layers:
             layer_index("layers", layer, depth=depth)
         return tuple((layer, layer) for layer in layers)
 
     def counts(self, n: int, k: int, drops: int) -> list[int]:
-        """See `Inside.counts`."""
+        """Falling geometrically to ``k``; halving where ``faithful``.
+
+        Raises:
+            InvalidBudget: ``faithful``, and another budget than halving comes to.
+        """
         if not self.faithful:
             return [max(k, round(n * (k / n) ** (drop / drops))) for drop in range(1, drops)] + [k]
         counts = [max(1, int(n * 0.5**drop)) for drop in range(1, drops + 1)]

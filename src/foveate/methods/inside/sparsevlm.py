@@ -60,14 +60,18 @@ class SparseVLM(Inside):
             raise InvalidOption(f"layers={self.layers!r}: allowed are three ascending layer indices, or None")
 
     def places(self, depth: int) -> tuple[tuple[int, int], ...]:
-        """See `Inside.places`."""
+        """Behind three layers, each hearing itself: the authors', scaled to the depth, or ``layers``."""
         for layer in self.layers or ():
             layer_index("layers", layer, least=0, depth=depth - 1)
         layers = self.layers or tuple(depth * layer // DEPTH for layer in LAYERS)
         return tuple((layer + 1, layer) for layer in layers)
 
     def counts(self, n: int, k: int, drops: int) -> list[int]:
-        """See `Inside.counts`."""
+        """The authors' counts, interpolated for other budgets and sizes.
+
+        Raises:
+            InvalidBudget: ``faithful``, and a budget that the authors have no counts for.
+        """
         if self.faithful:
             if k not in KEPT:
                 raise InvalidBudget(f"keep={k} with faithful=True: allowed are {', '.join(map(str, KEPT))}")
@@ -81,7 +85,7 @@ class SparseVLM(Inside):
         return [min(n, max(1, round(count * n / TOKENS))) for count in counts]
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor | None:
-        """See `Inside.raters`: those that visual tokens are more like than the mean."""
+        """The text tokens that visual tokens are more like than they are to the mean one."""
         likeness = (precise(visual) @ precise(text).mT).softmax(dim=-1).mean(dim=-2)
         above: Tensor = likeness > likeness.mean(dim=-1, keepdim=True)
         some = above.any(dim=-1, keepdim=True)
@@ -92,13 +96,13 @@ class SparseVLM(Inside):
         return above | ~some
 
     def recycled(self, dropped: int) -> int:
-        """See `Inside.recycled`."""
+        """One for each cluster of the best dropped tokens; none of fewer than two."""
         if not self.recycle_dropped or dropped < 2:
             return 0
         return (int(RECYCLED * dropped) + 1) // CLUSTER + 1
 
     def recycle(self, dropped: Tensor, scores: Tensor) -> Recycled | None:
-        """See `Inside.recycle`."""
+        """The mean of each cluster of the best dropped tokens, at the place of its centre."""
         clusters = self.recycled(len(dropped))
         if not clusters:
             return None

@@ -21,15 +21,15 @@ class OneAxis(PruningModel):
     supports_mrope = True
 
     def offsets_of(self, layout: Layout) -> Tensor:
-        """See `PruningModel.offsets_of`."""
+        """``[N, 3]``: the number of each token, on every axis alike."""
         return torch.arange(len(layout.locked))[:, None].expand(-1, AXES)
 
     def stock_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
-        """See `PruningModel.stock_positions`."""
+        """Counted, on every axis alike."""
         return torch.arange(len(tokens)).expand(AXES, -1), 0
 
     def axes(self, positions: Tensor) -> Tensor:
-        """See `PruningModel.axes`."""
+        """``[L]``: the language model reads one axis."""
         return positions[0]
 
 
@@ -37,7 +37,11 @@ class OneAxisProcessor(PruningProcessor):
     """Dropped tokens count among the positions, of which there are only so many."""
 
     def check(self, images: Any, choices: Sequence[Choice], options: Mapping[str, Any]) -> None:
-        """See `PruningProcessor.check`."""
+        """Refuse to drop more tokens than there are positions to spare.
+
+        Raises:
+            ValueError: there are more.
+        """
         config = self.info.ctx.model_config
         rows = config.hf_text_config.max_position_embeddings - config.max_model_len  # see `_lengthen`
         sizes = [self._size(images, index) for index in range(len(choices))]

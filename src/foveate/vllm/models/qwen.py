@@ -22,12 +22,12 @@ class Qwen(PruningModel):
     """What the three have in common."""
 
     def offsets_of(self, layout: Layout) -> Tensor:
-        """See `PruningModel.offsets_of`: time, row and column in the image's one grid."""
+        """``[N, 3]``: time, row and column in the image's one grid."""
         ((height, width),) = layout.grids
         return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width))
 
     def part(self, fields: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-        """See `PruningModel.part`."""
+        """The patches and grids of images ``start`` to ``stop``."""
         grids = fields["image_grid_thw"]
         ends = [0, *grids.prod(dim=-1).cumsum(dim=0).tolist()]
         return {
@@ -48,7 +48,13 @@ class QwenProcessor(PruningProcessor):
     longer = 4  # vLLM's rotary table has so many rows for each of max_position_embeddings
 
     def check(self, images: Any, choices: Sequence[Choice], options: Mapping[str, Any]) -> None:
-        """See `PruningProcessor.check`: vLLM sees to it that tokens are at most ``max_model_len``."""
+        """Refuse images with more positions than the rotary table has rows to spare.
+
+        vLLM sees to it that tokens are at most ``max_model_len``.
+
+        Raises:
+            ValueError: there are more.
+        """
         config = self.info.ctx.model_config
         rows = self.longer * _positions(config.hf_text_config)
         past = sum(self._past(images, index, choice, options) for index, choice in enumerate(choices))
@@ -119,5 +125,5 @@ class PrunedQwen3VL(Qwen, qwen3_vl.Qwen3VLForConditionalGeneration):
     """Qwen3-VL: behind each row, those of earlier layers (deepstack), which are kept with it."""
 
     def width(self) -> int:
-        """See `PruningModel.width`."""
+        """The features, and those of deepstack beside them."""
         return int(self.visual_dim + self.multiscale_dim)
