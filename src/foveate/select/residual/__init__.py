@@ -82,7 +82,7 @@ def _first_rows(first: int | Tensor | None, items: Tensor) -> Tensor | None:
     whole = not first.is_floating_point() if isinstance(first, Tensor) else isinstance(first, Integral)
     if not whole or (isinstance(first, Tensor) and first.shape not in ((), (1,), (batch,))):
         raise InvalidFeatures(f"first={first!r}: allowed is an int from 0 to {n - 1}, or one per batch item")
-    rows = torch.as_tensor(first).to(items.device, torch.long, non_blocking=True).expand(batch)
+    rows = torch.as_tensor(first).to(items.device, torch.long).expand(batch)
     refuse_if(
         (rows < 0) | (rows >= n),
         lambda: InvalidFeatures(f"first={rows.tolist()}: allowed are rows from 0 to {n - 1}"),
