@@ -10,6 +10,7 @@ from conftest import PROMPTS, noise, tiny_prompt
 from foveate.bench.speed.queue import count_queue
 from foveate.families import PIXELS, family_of
 from foveate.flow.encode import run_encoder
+from test_families import NAMES
 from zoo import ZOO
 
 OPERATIONS, AT_ONE, READS, GROWTH = 78, 60, 3, 1.3
@@ -32,7 +33,7 @@ METHODS = {
 STEPS = {"divprune", "scope", "dart", "vispruner"}
 EACH_FAMILY = ("uniform", "rrqr", "fastervlm")
 FEW = ("llava", "llava_next", "qwen2_5_vl")
-CASES = [(name, method) for name in ZOO for method in EACH_FAMILY]
+CASES = [(name, method) for name in NAMES for method in EACH_FAMILY]
 CASES += [(name, method) for name in FEW for method in METHODS if method not in EACH_FAMILY]
 
 
@@ -138,7 +139,7 @@ def alike(ours, stock):
 
 
 @pytest.mark.parametrize("prompt", ["one image", "batch of two"])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_each_layer_is_handed_the_mask_that_stock_makes(name, prompt):
     """Of a prompt as long: the same arguments, less the positions. Prefill and decoding."""
