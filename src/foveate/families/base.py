@@ -89,7 +89,7 @@ class Family:
                 raise InvalidInputs(f"{parameter.name} is missing: pass all that the processor returned")
         try:
             found: Tensor = own(**given)[0]
-        except (ValueError, IndexError, RuntimeError) as error:  # such as a row of padding alone
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:  # such as a row of padding alone
             raise InvalidInputs(f"{self.name} finds no positions for this prompt: {error}") from error
         return found
 
