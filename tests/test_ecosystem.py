@@ -17,6 +17,7 @@ from transformers import BatchFeature, BitsAndBytesConfig, TextIteratorStreamer,
 
 import foveate
 from conftest import COMPILES, noise
+from foveate.hf.unwrap import unwrap
 from test_families import NAMES, masked, model_of
 from zoo import ZOO
 
@@ -109,7 +110,7 @@ def test_what_is_around_a_model_leaves_pruning_exact(name, around, tmp_path):
     put, alters, _ = AROUND[around]
     inputs = prompt_of(name)
     outer = put(ZOO[name].build(), str(tmp_path))
-    inner = foveate.hf.unwrap.unwrap(outer)
+    inner = unwrap(outer)
     assert ((outer(**inputs).logits - stock_logits(name)).abs().max() > 0.05) == alters
     pruned = foveate.prune(outer, inputs, RRQR, keep=KEEP)
     full, stays = masked(name, inputs, pruned)

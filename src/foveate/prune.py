@@ -83,7 +83,8 @@ def prune(
         UnsupportedModel: the model has no family, or one that cannot do what the method asks.
         InvalidBudget, InvalidOption: a bad budget, ``positions``, ``per_frame`` or ``family``.
         InvalidInputs: no pixels, marks and images that do not match or are masked, pixels with a filled
-            cache, explicit positions, encoder options other than the config's.
+            cache, explicit positions, packed sequences, a tensor with one entry per token of a name that is not
+            known, encoder options other than the config's.
         InvalidFeatures: the encoder gave NaN or infinite values.
         MissingSignal: the method needs a signal that is not to be had; raised before any work.
     """

@@ -12,7 +12,7 @@ from foveate.families import Family, View
 from foveate.flow.choose import Chosen
 from foveate.flow.encode import Encoded
 from foveate.flow.plan import Plan
-from foveate.flow.shrink import Shrunk
+from foveate.flow.shrink import Shrunk, source_of
 from foveate.methods import Compose, Inside, Method, Resizing
 from foveate.select import energy_outside
 from foveate.tokens import Signal
@@ -164,6 +164,14 @@ class Pruned(Mapping[str, Any]):
     def columns(self) -> int:
         """How many columns the prompt had before: what `attach` puts back in front of an answer."""
         return self._shrunk.columns
+
+    @cached_property
+    def columns_kept(self) -> Tensor:
+        """``[B, L']``: for each column, the column of the full prompt that it comes from; -1 in added padding.
+
+        A tensor of one's own with one entry per token is cut by ``own.gather(1, columns_kept.clamp(min=0))``.
+        """
+        return source_of(self.chosen, self._device).masked_fill(self.plan.added.to(self._device), -1)
 
     def detached(self) -> "Pruned":
         """The same without the graph that gradients would flow through."""

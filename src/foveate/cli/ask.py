@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],  # a Path would eat slashes
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about it.")],
     model: ModelOption = MINI,
     method: Annotated[
@@ -71,14 +71,14 @@ def ask(
             _save(_sheet(seen, question, answers), target)
         hardware = f"one run after a warm-up, {bench.machine(vlm.device)}"
     if as_json:
-        context = {"model": model, "image": str(image), "question": question, "machine": hardware}
+        context = {"model": model, "image": image, "question": question, "machine": hardware}
         picture_path = None if target is None else str(target)
         print_json({**context, "answers": bench.as_answers(answers), "picture": picture_path})
     else:
         _print_answers(question, answers, target, hardware)
 
 
-def _check_picture(path: Path, image: Path) -> None:
+def _check_picture(path: Path, image: str) -> None:
     """Refuse early what cannot be written late.
 
     Raises:

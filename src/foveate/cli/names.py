@@ -42,11 +42,13 @@ def check_budgets(text: str) -> None:
         Budget.parse(part.strip())
 
 
-def check_file(what: str, path: Path | None) -> None:
+def check_file(what: str, path: str | Path | None) -> None:
     """Refuse a file that is not there.
 
     Raises:
-        InvalidInputs: there is no such file.
+        InvalidInputs: there is no such file, or it is an address.
     """
-    if path is not None and not path.exists():
+    if isinstance(path, str) and "://" in path:
+        raise InvalidInputs(f"{what} {path!r}: an address; allowed is a file")
+    if path is not None and not Path(path).exists():
         raise InvalidInputs(f"{what} {str(path)!r}: no such file")

@@ -76,7 +76,7 @@ class Family:
         The model's own, where it has several axes (``get_rope_index``).
 
         Raises:
-            InvalidInputs: what the model needs for them is missing.
+            InvalidInputs: what the model needs for them is missing, or it finds none.
         """
         own = names.rope_index(model)
         if own is None:
@@ -87,7 +87,10 @@ class Family:
             required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
             if required and parameter.name not in given:
                 raise InvalidInputs(f"{parameter.name} is missing: pass all that the processor returned")
-        found: Tensor = own(**given)[0]
+        try:
+            found: Tensor = own(**given)[0]
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:  # such as a row of padding alone
+            raise InvalidInputs(f"{self.name} finds no positions for this prompt: {error}") from error
         return found
 
     def attention(self, model: "PreTrainedModel", kind: str) -> nn.Module | None:

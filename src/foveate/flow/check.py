@@ -14,6 +14,14 @@ from foveate.methods import Compose, Inside, Method, Resizing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Arguments that say where tokens are, or stand for them: dropped tokens make them wrong.
+SET_BY_PRUNE = (
+    "position_ids",
+    "inputs_embeds",
+    names.ENCODED,
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),  # of packed sequences
+)
+
 
 def check_method(model: "PreTrainedModel", family: Family, method: Method) -> None:
     """Refuse what is no method, and one that the family cannot serve.
@@ -95,7 +103,7 @@ def _check_leave_out(model: "PreTrainedModel", family: Family, inputs: Mapping[s
     cache = names.given_cache(inputs)
     if cache is not None and (not hasattr(cache, "get_seq_length") or cache.get_seq_length() > 0):
         raise InvalidInputs("pixel_values together with a filled KV cache: pass images with an empty cache")
-    for name in ("position_ids", "inputs_embeds", names.ENCODED):
+    for name in SET_BY_PRUNE:
         if inputs.get(name) is not None:
             raise InvalidInputs(f"{name} given together with images to prune: leave it out, prune sets it")
     if isinstance(inputs.get("logits_to_keep"), Tensor):

@@ -109,6 +109,21 @@ def mask_of(model: "PreTrainedModel", inputs: Mapping[str, Any]) -> Tensor | Non
     return None if bool(told.all()) else told.long()
 
 
+def as_tensor(name: str, value: Any) -> Tensor:
+    """An argument that stock takes as a tensor, an array, or rows of either in a list.
+
+    Raises:
+        InvalidInputs: it is none of these.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        rows = isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor)
+        return torch.stack(list(value)) if rows else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputs(f"{name}={value!r}: allowed is a tensor, or numbers in lists") from error
+
+
 def _told(model: "PreTrainedModel", family: Family) -> list[str]:
     """The inputs whose values the host needs."""
     rule = names.rope_index(model)
@@ -119,7 +134,7 @@ def _told(model: "PreTrainedModel", family: Family) -> list[str]:
 
 def _copied(given: dict[str, Any]) -> dict[str, Any]:
     """Copies on the host, all integers of one device in a single transfer; lists become tensors."""
-    host = {name: value if isinstance(value, Tensor) else _tensor(name, value) for name, value in given.items()}
+    host = {name: as_tensor(name, value) for name, value in given.items()}
     for place in {(value.device, value.is_floating_point()) for value in host.values()}:
         sent = {name: value for name, value in host.items() if (value.device, value.is_floating_point()) == place}
         flat = torch.cat([value.detach().flatten() for value in sent.values()])
@@ -128,13 +143,6 @@ def _copied(given: dict[str, Any]) -> dict[str, Any]:
         for (name, value), part in zip(sent.items(), parts, strict=True):
             host[name] = part.view(value.shape).to(value.dtype if value.is_floating_point() else torch.long)
     return host
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputs(f"{name}={value!r}: allowed is a tensor, or numbers in lists") from error
 
 
 def _inferred(model: "PreTrainedModel", inputs: Mapping[str, Any], ids: Tensor) -> Tensor:

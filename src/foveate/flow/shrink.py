@@ -11,6 +11,7 @@ from foveate.errors import InvalidInputs
 from foveate.families import Family
 from foveate.flow.choose import Chosen
 from foveate.flow.plan import Plan
+from foveate.flow.prompt import as_tensor
 from foveate.hf import names
 from foveate.hf.container import encoder_output
 
@@ -25,8 +26,8 @@ PER_TOKEN = {
     "labels": -100,
     "shift_labels": -100,
 }
-# Arguments that are made anew, or that no pruned prompt may carry.
-REPLACED = {"attention_mask", "position_ids"}
+# Arguments that are made anew, or that no pruned prompt may carry; a prompt's cache_position says nothing.
+REPLACED = {"attention_mask", "position_ids", "cache_position"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +112,13 @@ def shrink(
     inputs, device = plan.prompt.inputs, plan.prompt.device
     consumed = {name for kind in family.kinds for name in names.encoder_arguments(model, kind)}
     others = {name: value for name, value in inputs.items() if name not in consumed and name not in REPLACED}
-    check_per_token(others, plan.prompt.ids.shape)
-    source = _source(chosen, device)
+    heard = names.encoder_arguments(model, "audio")  # the model encodes sound itself
+    check_per_token({name: value for name, value in others.items() if name not in heard}, plan.prompt.ids.shape)
+    source = source_of(chosen, device)
     tensors: dict[str, Any] = {}
     for name, value in others.items():
-        cut = name in PER_TOKEN and isinstance(value, Tensor)
-        tensors[name] = _cut(model, name, value, plan, source) if cut else value
+        cut = name in PER_TOKEN and value is not None
+        tensors[name] = _cut(model, name, as_tensor(name, value), plan, source) if cut else value
     mask = plan.mask.long().to(device) if plan.mask is not None else _masked(plan, source)
     position_ids, deltas = _positions(model, family, plan, source, mask)
     tensors |= {"attention_mask": mask, "position_ids": position_ids}
@@ -128,9 +130,11 @@ def check_per_token(arguments: Mapping[str, Any], shape: torch.Size) -> None:
     """Refuse a tensor with one entry per token of the prompt, whose fill in padding is not known.
 
     Raises:
-        InvalidInputs: there is one.
+        InvalidInputs: there is one, or one of those known has another shape.
     """
     for name, value in arguments.items():
+        if name in PER_TOKEN and value is not None and (given := as_tensor(name, value).shape) != shape:
+            raise InvalidInputs(f"{name} of shape {list(given)}: allowed is that of input_ids, {list(shape)}")
         if name not in PER_TOKEN and isinstance(value, Tensor) and value.shape[:2] == shape:
             raise InvalidInputs(
                 f"{name} of shape {list(value.shape)} looks like one entry per token of the prompt: allowed are "
@@ -138,8 +142,8 @@ def check_per_token(arguments: Mapping[str, Any], shape: torch.Size) -> None:
             )
 
 
-def _source(chosen: Chosen, device: torch.device) -> Tensor:
-    """``[B, L']``: for each column, the column of the full prompt that it comes from."""
+def source_of(chosen: Chosen, device: torch.device) -> Tensor:
+    """``[B, L']``: for each column, the column of the full prompt that it comes from; any in added padding."""
     plan = chosen.plan
     source = plan.template.to(device)
     if chosen.ascending is None:
@@ -165,14 +169,19 @@ def _cut(model: "PreTrainedModel", name: str, value: Tensor, plan: Plan, source:
         return found
     # A prompt's first token is nobody's next one: behind added padding it must not become one.
     unasked = plan.added | plan.added.roll(1, dims=1)
-    return found.masked_fill(unasked.to(found.device), PER_TOKEN[name])
+    return found.masked_fill(unasked.to(found.device), _ignored(plan))
 
 
 def _next(labels: Tensor, plan: Plan, source: Tensor) -> Tensor:
     """Labels that are shifted already: of each column, that of the column before the next one left."""
     following = torch.cat([source[:, 1:] - 1, source[:, -1:]], dim=1).clamp(min=0)
     found = labels.gather(1, following.to(labels.device))
-    return found.masked_fill(plan.added.to(found.device), PER_TOKEN["shift_labels"])
+    return found.masked_fill(plan.added.to(found.device), _ignored(plan))
+
+
+def _ignored(plan: Plan) -> int:
+    """The label that the loss leaves out."""
+    return int(plan.prompt.inputs.get("ignore_index", PER_TOKEN["labels"]))
 
 
 def _masked(plan: Plan, source: Tensor) -> Tensor:

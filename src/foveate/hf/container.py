@@ -61,4 +61,7 @@ def _output_type() -> Any:
                 value = FeatureRows(value)
             super().__setattr__(name, value)
 
+        def __reduce__(self) -> Any:  # a class made here is not found by its name
+            return encoder_output, (self.pooler_output, self.deepstack_features or ())
+
     return EncoderOutput
