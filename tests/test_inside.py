@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import foveate
-from conftest import CACHE, PROMPTS, REPEATS_RIGHTLY, features_by_row
+from conftest import CACHE, COMPILES, PROMPTS, REPEATS_RIGHTLY, features_by_row
 from foveate.methods import UniformGrid
 from test_families import NAMES, NEW, positions_of, visual
 from zoo import ZOO, animal
@@ -495,6 +495,7 @@ def test_nothing_outlives_its_conversation():
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+@COMPILES
 def test_compiled_models(name):
     inputs = ZOO[name].prompt((1,))
     inputs.pop("labels", None)
