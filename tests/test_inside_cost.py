@@ -169,6 +169,7 @@ def test_layers_that_need_another_mask_keep_their_hook_and_no_other_does():
 def test_layers_are_given_the_mask_that_stock_gives_a_prompt_of_their_length(name, method, attention):
     """Prefill and decoding; one row, and rows of equal length."""
     model = deep(name, attention)
+    model.set_attn_implementation(attention)  # other tests of its process may have set another
     for copies in (1, 2):
         _, pruned = pruned_of(name, (1,), copies)
         given = [[] for _ in range(DEPTH)]
