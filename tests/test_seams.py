@@ -210,7 +210,7 @@ def test_deepstack_features_are_found_where_the_config_has_them():
 def test_no_moving_name_is_read_anywhere_else():
     """A plain look-up by a name that moved gives None without a word: only hf/names.py may look."""
     moving = [*names.CACHE, names.ENCODED, names.DEEPSTACK, names.VISUAL, "deepstack_features", "get_rope_index"]
-    moving += ["rope_deltas", "create_causal_mask", "AttentionInterface"]
+    moving += ["rope_deltas", "create_causal_mask", "AttentionInterface", "pooler_output"]
     any_of = "|".join(moving)
     look = re.compile(
         rf"""(?:get\(|getattr\([^)]*?,\s*|\[)["'](?:{any_of})["']|\bpast_key_values\b"""

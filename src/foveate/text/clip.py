@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import InvalidOption, MissingSignal
+from foveate.hf import names
 from foveate.text.memory import remembered
 from foveate.text.tokenizer import tokenizer_at
 
@@ -69,8 +70,9 @@ def clip_relevance(clip: "CLIPModel", patches: Tensor, embeddings: Tensor) -> Te
     Source: CDPruner's code (post-layernorm and projection of the selected layer), in float32.
     """
     with torch.autocast(clip.device.type, enabled=False):
-        states = clip.vision_model.post_layernorm(patches.to(clip.device, clip.dtype))
-        projected = normalize(clip.visual_projection(states).float(), dim=-1)
+        norm, projection = names.at(clip, "vision_model.post_layernorm"), names.at(clip, "visual_projection")
+        states = norm(patches.to(clip.device, clip.dtype))
+        projected = normalize(projection(states).float(), dim=-1)
         return (projected @ embeddings.to(clip.device).float().unsqueeze(-1)).squeeze(-1)
 
 
@@ -89,8 +91,8 @@ def _text_embedding(clip: "CLIPModel", key: tuple[str, torch.device, torch.dtype
         return_tensors="pt",
     ).to(clip.device)
     with torch.autocast(clip.device.type, enabled=False):
-        features = clip.get_text_features(windows["input_ids"], attention_mask=windows["attention_mask"])
-        embeddings: Tensor = getattr(features, "pooler_output", features)  # an output object since 5.0
+        output = clip.get_text_features(windows["input_ids"], attention_mask=windows["attention_mask"])
+        embeddings: Tensor = names.features(output)
         return normalize(embeddings.float(), dim=-1).mean(dim=0)
 
 
