@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidOption
-from foveate.select.engine import without_autocast
+from foveate.select.engine import on_host_unless_told, without_autocast
 from foveate.select.inputs import precise as precise
 from foveate.tokens import Signal, VisualTokens
 
@@ -19,7 +19,8 @@ from foveate.tokens import Signal, VisualTokens
 class Method(ABC):
     """A rule that ranks the visual tokens of images. Its fields are its hyper-parameters.
 
-    `rank` and `merge` run outside `torch.autocast`, in which they would keep other tokens.
+    `rank` and `merge` run outside `torch.autocast`, in which they would keep other tokens, and make tensors on the
+    host where they name no device.
 
     Attributes:
         source: where the method is from.
@@ -41,7 +42,7 @@ class Method(ABC):
         super().__init_subclass__(**options)
         for name in ("rank", "merge"):  # here, so that no method can forget it
             if name in vars(cls):
-                setattr(cls, name, without_autocast(vars(cls)[name]))
+                setattr(cls, name, on_host_unless_told(without_autocast(vars(cls)[name])))
 
     def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Check the options.
