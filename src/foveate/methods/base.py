@@ -83,10 +83,21 @@ class EachImage(Method):
     """A method that thinks of one image at a time; those of a group are ranked one after the other."""
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """``[..., k]``: `rank_one` of each image."""
+        """``[..., k]``: `rank_one` of each image.
+
+        Raises:
+            InvalidOption: a method of one's own gave no tensor, or tensors of different shapes.
+        """
         if tokens.features.dim() == 2:
             return self.rank_one(tokens, k)
-        return torch.stack([self.rank_one(image, k) for image in tokens.each()])
+        orders: list[Any] = [self.rank_one(image, k) for image in tokens.each()]
+        given = [list(order.shape) if isinstance(order, Tensor) else type(order).__name__ for order in orders]
+        if not isinstance(orders[0], Tensor) or given.count(given[0]) < len(given):
+            shown = " and ".join(dict.fromkeys(map(str, given)))
+            raise InvalidOption(
+                f"{type(self).__name__}.rank_one gave {shown} for k={k}: allowed are [k] distinct int64 indices"
+            )
+        return torch.stack(orders)
 
     @abstractmethod
     def rank_one(self, tokens: VisualTokens, k: int) -> Tensor:

@@ -28,7 +28,7 @@ def without_autocast(work: Callable[P, R]) -> Callable[P, R]:
 
 
 def on_host_unless_told(work: Callable[P, R]) -> Callable[P, R]:
-    """``work``, in which tensors made without a device are the host's, whatever `torch.set_default_device` says."""
+    """``work``, in which tensors made without a device are on the host: `torch.set_default_device` aside."""
 
     @wraps(work)
     def placed(*args: P.args, **options: P.kwargs) -> R:
