@@ -380,6 +380,21 @@ def test_a_turn_that_is_refused_leaves_the_cache_as_it_was():
     assert found == right("llava", inputs, ids)
 
 
+@pytest.mark.parametrize("by_config", [False, True], ids=["argument", "config"])
+@pytest.mark.parametrize("method", [RRQR, foveate.FastV(layer=1)], ids=repr)
+def test_a_turn_on_a_cache_without_use_of_caches_is_refused(method, by_config):
+    model = model_of("llava")
+    config = transformers.GenerationConfig(use_cache=False, max_new_tokens=2)
+    option = {"generation_config": config} if by_config else {"use_cache": False, "max_new_tokens": 2}
+    with foveate.attach(model, method, keep=5):
+        _, said, kv_cache = first("llava")
+        ids = torch.cat([said, text(6)], 1)
+        shown = torch.ones_like(ids)
+        with pytest.raises(foveate.InvalidInputs, match="use_cache=False"):
+            model.generate(input_ids=ids, attention_mask=shown, **{CACHE: kv_cache}, **option)
+        assert len(answer(model, ids, kv_cache))  # the cache is as it was
+
+
 @pytest.mark.parametrize("kind", CUT)
 def test_steps_on_a_cropped_cache(kind):
     """Another question is put in place of the one that was cropped, by hand, and generate() goes on from there."""

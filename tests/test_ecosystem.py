@@ -424,3 +424,56 @@ def test_pruned_prompts_moved_by_accelerate(name, options):
     pruned = foveate.prune(model, prompt_of(name), RRQR, keep=KEEP)
     expected = new_tokens(model, pruned, **options)
     assert new_tokens(model, send_to_device(dict(pruned), torch.device("cpu")), **options) == expected
+
+
+# A default device: what is made without one must not land there. "meta" has no values at all.
+
+
+@pytest.fixture
+def elsewhere():
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def on_host(work):
+    """``work()`` with the default device that torch starts with."""
+    with torch.device("cpu"):
+        return work()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_default_device_changes_no_prompt(name, elsewhere):
+    model, prompt = on_host(lambda: model_of(name)), on_host(lambda: prompt_of(name))
+    theirs = on_host(lambda: foveate.prune(model, prompt, RRQR, keep=KEEP))
+    ours = foveate.prune(model, prompt, RRQR, keep=KEEP)
+    for argument in ("input_ids", "attention_mask", "position_ids"):
+        assert torch.equal(ours[argument], theirs[argument])
+    assert torch.equal(ours.columns_kept, theirs.columns_kept)
+    assert ours.report.residual_energy == theirs.report.residual_energy
+    assert all(part.device.type == "cpu" for part in ours.kept_in_grids(0))
+
+
+@pytest.mark.parametrize("method", sorted(foveate.METHODS))
+def test_a_default_device_changes_no_choice(method, elsewhere, bundled):
+    model, processor = bundled
+    inputs = on_host(
+        lambda: processor(images=noise(3), text="USER: <image>\nWhat is red? ASSISTANT:", return_tensors="pt")
+    )
+    theirs = on_host(lambda: foveate.prune(model, inputs, foveate.METHODS[method](), keep=0.25))
+    ours = foveate.prune(model, inputs, foveate.METHODS[method](), keep=0.25)
+    assert torch.equal(ours.kept[0], theirs.kept[0])
+    for kind, output in ours["mm_encoder_outputs"].items():
+        same = zip(output.pooler_output, theirs["mm_encoder_outputs"][kind].pooler_output, strict=True)
+        assert all(torch.equal(mine, other) for mine, other in same)
+
+
+@pytest.mark.parametrize("method", [RRQR, foveate.FastV(layer=1), foveate.SparseVLM()], ids=repr)
+def test_a_default_device_changes_no_logits_inside_a_block(method, elsewhere):
+    model, prompt = on_host(lambda: model_of("llava")), on_host(lambda: prompt_of("llava"))
+    with foveate.attach(model, method, keep=9):
+        assert torch.equal(model(**prompt).logits, on_host(lambda: model(**prompt).logits))
+
+
+def test_the_default_device_of_these_tests_reaches_what_names_none(elsewhere):
+    assert torch.zeros(1).device.type == "meta"

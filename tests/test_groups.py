@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from counting import counted
-from foveate import METHODS, EachImage, InvalidBudget, InvalidFeatures, MissingSignal, VisualTokens
+from foveate import METHODS, EachImage, InvalidBudget, InvalidFeatures, InvalidOption, MissingSignal, VisualTokens
 from foveate.methods import Merging, Resizing
 from foveate.methods.selecting import residual
 from foveate.select import (
@@ -345,6 +345,27 @@ def test_a_method_of_one_image_is_called_for_each_and_sees_its_own_question():
     orders = First().rank(group(3), 2)
     assert orders.tolist() == [[4, 5], [1, 2], [0, 1]]
     assert First().rank(group(1).each()[0], 2).tolist() == [4, 5]
+
+
+WRONG = {
+    "NoneType": [None] * 3,
+    "list": [[0, 1]] * 3,
+    "ndarray": [np.arange(2)] * 3,
+    r"\[2\] and \[1\]": [torch.arange(2), torch.arange(1), torch.arange(2)],
+    r"\[2\] and NoneType": [torch.arange(2), torch.arange(2), None],
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_method_of_one_image_that_gives_something_else_is_told_so(words):
+    given = iter(WRONG[words])
+
+    class Careless(First):
+        def rank_one(self, tokens, k):
+            return next(given)
+
+    with pytest.raises(InvalidOption, match=f"Careless.rank_one gave {words} for k=2: allowed are"):
+        Careless().rank(group(3), 2)
 
 
 def test_each_image_of_a_group_has_its_own_signals():

@@ -374,6 +374,25 @@ def test_text_turns_go_on_in_shorter_caches():
         assert second[:, -NEW:].tolist() == stock_generate(name, model, conversation, attached)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["mask", "padding id"])
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_masked_text_behind_the_prompt_is_refused(name, rows, given):
+    model, inputs = deep("llava"), ZOO["llava"].prompt(rows)
+    with foveate.attach(model, METHODS[name], keep=0.4):
+        first = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True)
+        pad = torch.full((len(rows), 1), model.generation_config.pad_token_id)
+        ids = torch.cat([first.sequences, pad, torch.full_like(pad, animal.TEXT.start)], dim=1)
+        mask = {"attention_mask": (ids != pad[0]).long()} if given else {}
+        with pytest.raises(foveate.InvalidInputs, match="hides"):
+            model.generate(input_ids=ids, **mask, **{CACHE: first[CACHE]}, max_new_tokens=NEW)
+        # The cache is as it was: shown all that follows, the same turn is answered.
+        shown = inputs["attention_mask"]
+        shown = torch.nn.functional.pad(shown, (0, ids.shape[1] - shown.shape[1]), value=1)
+        answer = model.generate(input_ids=ids, attention_mask=shown, **{CACHE: first[CACHE]}, max_new_tokens=NEW)
+    assert answer.shape[1] == ids.shape[1] + NEW
+
+
 def test_nothing_is_left_behind():
     model, inputs = deep("qwen3_vl"), ZOO["qwen3_vl"].prompt((1,))
     before = {name: value for name, value in model.get_decoder().__dict__.items() if not name.startswith("_")}

@@ -12,6 +12,7 @@ from foveate.errors import InvalidInputs
 from foveate.families import View
 from foveate.hf import names
 from foveate.pictures import load_picture
+from foveate.select.engine import on_host_unless_told
 
 Panel = tuple[str, Image.Image]
 
@@ -89,6 +90,7 @@ def enlarged(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
     return load_picture(image, turn=False).resize((width * cell, height * cell), Image.Resampling.BICUBIC)
 
 
+@on_host_unless_told
 def seen_image(image: Image.Image, pixel_values: Tensor, processor: Any) -> Image.Image:
     """The picture that the model saw, resized and cropped: pixel values ``[1, 3, H, W]``, de-normalised.
 

@@ -26,6 +26,7 @@ from foveate.hf.unwrap import unwrap
 from foveate.methods import Method
 from foveate.pruned import Pruned, report_of
 from foveate.select.checks import read_together
+from foveate.select.engine import on_host_unless_told
 from foveate.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def prune(
         return prune_with_grad(inner, inputs, method, settings, use_cache=use_cache, timed=timed, **sources)
 
 
+@on_host_unless_told
 def prune_with_grad(
     model: "PreTrainedModel",
     inputs: Mapping[str, Any],
@@ -162,6 +164,7 @@ class Prepared:
         """
         return self.keep_as(method, Settings(Budget.of(keep), positions))
 
+    @on_host_unless_told
     def keep_as(self, method: Method, settings: Settings, use_cache: bool | None = True) -> Pruned:
         """`keep`, with all settings."""
         check_method(self._model, self._family, method)
@@ -200,6 +203,7 @@ class Prepared:
         raise InvalidOption(f"method={method!r}: allowed are those prepared for, {known}")
 
 
+@on_host_unless_told
 def prepare(
     model: "PreTrainedModel",
     inputs: Mapping[str, Any],

@@ -15,6 +15,7 @@ from foveate.flow.plan import Plan
 from foveate.flow.shrink import Shrunk, source_of
 from foveate.methods import Compose, Inside, Method, Resizing
 from foveate.select import energy_outside
+from foveate.select.engine import on_host_unless_told
 from foveate.tokens import Signal
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Report:
     _placed: Tensor = field(repr=False)
 
     @cached_property
+    @on_host_unless_told
     def residual_energy(self) -> list[float]:
         """Of each image, the share of its features' energy outside the span of the tokens handed on.
 
@@ -88,6 +90,7 @@ class Pruned(Mapping[str, Any]):
         return self.chosen.plan
 
     @cached_property
+    @on_host_unless_told
     def kept(self) -> list[Tensor]:
         """Per image, ascending indices ``[k]`` of the tokens kept; of methods that merge or resize, the places.
 
@@ -97,6 +100,7 @@ class Pruned(Mapping[str, Any]):
         return self.chosen.of_images(None if ascending is None else ascending[0], self._device)
 
     @cached_property
+    @on_host_unless_told
     def orders(self) -> list[Tensor]:
         """Per image, the same in order of selection, locked rows first; raster order where all are kept."""
         return self.chosen.of_images(self.chosen.order, self._device)
@@ -129,6 +133,7 @@ class Pruned(Mapping[str, Any]):
         device: torch.device = self.report._placed.device
         return device
 
+    @on_host_unless_told
     def kept_in_grids(self, image: int, kept: Tensor | None = None) -> list[Tensor]:
         """For each of an image's grids, the raster indices of the tokens kept in it; locked rows are in none.
 
@@ -166,6 +171,7 @@ class Pruned(Mapping[str, Any]):
         return self._shrunk.columns
 
     @cached_property
+    @on_host_unless_told
     def columns_kept(self) -> Tensor:
         """``[B, L']``: for each column, the column of the full prompt that it comes from; -1 in added padding.
 

@@ -26,7 +26,7 @@ def next_turn(
     """What the cache holds, and generate()'s arguments for a text turn with the whole conversation's ids.
 
     Raises:
-        InvalidInputs: the cache is not as it was left, or the ids do not go on from it.
+        InvalidInputs: the cache is not as it was left, the ids do not go on from it, or what cannot be is masked.
     """
     memory = memory.held(cache)
     _check_model(model, memory)
@@ -43,6 +43,7 @@ def next_turn(
         )
     later = ids[:, memory.columns :]
     mask = _next_mask(memory, mask_of(model, arguments), length, ids.shape[1] - stored)
+    _check_shown(memory, mask)
     before = {name: value.to(ids.device) for name, value in memory.tensors.items()}
     mask = mask.to(ids.device)
     types = {
@@ -131,6 +132,20 @@ def _next_mask(memory: Memory, given: Any, length: int, new: int) -> Tensor:
         f"attention_mask of {given.shape[1]} columns: allowed is the whole conversation's, "
         f"{memory.columns + later}"
     )
+
+
+def _check_shown(memory: Memory, mask: Tensor) -> None:
+    """Refuse masked text behind a prompt that lost tokens inside: those layers' masks know of the prompt's alone.
+
+    Raises:
+        InvalidInputs: some of ``mask [B, W + n]`` hides it.
+    """
+    hidden = 0 if memory.live is None else int((mask[:, memory.width :] == 0).sum())
+    if hidden:
+        raise InvalidInputs(
+            f"attention_mask (or the padding id, without one) hides {hidden} tokens behind a prompt that lost "
+            "some inside the language model: allowed is none, such as one row at a time"
+        )
 
 
 def _is_pruned(memory: Memory, arguments: Mapping[str, Any]) -> bool:

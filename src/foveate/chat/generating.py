@@ -69,7 +69,13 @@ def _first(installed: Installed, attachment: Attachment, arguments: dict[str, An
 def _later(
     installed: Installed, attachment: Attachment, arguments: dict[str, Any], cache: Any, memory: Memory
 ) -> Any:
-    """A text on the cache of a pruned prompt."""
+    """A text on the cache of a pruned prompt.
+
+    Raises:
+        InvalidInputs: as `next_turn`, or `use_cache=False`: stock then reads all of the text once more.
+    """
+    if given(installed.model, arguments, "use_cache") is False:
+        raise InvalidInputs("use_cache=False together with a filled KV cache: allowed is one of the two")
     memory, turn = next_turn(installed.model, memory, cache, arguments)
     check_chunks(installed.model, arguments, True, len(turn["input_ids"]))
     dropped = None if memory.live is None else memory.live.dropped

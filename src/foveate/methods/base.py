@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import InvalidOption
-from foveate.select.engine import without_autocast
+from foveate.select.engine import on_host_unless_told, without_autocast
 from foveate.select.inputs import precise as precise
 from foveate.tokens import Signal, VisualTokens
 
@@ -19,7 +19,8 @@ from foveate.tokens import Signal, VisualTokens
 class Method(ABC):
     """A rule that ranks the visual tokens of images. Its fields are its hyper-parameters.
 
-    `rank` and `merge` run outside `torch.autocast`, in which they would keep other tokens.
+    `rank` and `merge` run outside `torch.autocast`, in which they would keep other tokens, and make tensors on the
+    host where they name no device.
 
     Attributes:
         source: where the method is from.
@@ -41,7 +42,7 @@ class Method(ABC):
         super().__init_subclass__(**options)
         for name in ("rank", "merge"):  # here, so that no method can forget it
             if name in vars(cls):
-                setattr(cls, name, without_autocast(vars(cls)[name]))
+                setattr(cls, name, on_host_unless_told(without_autocast(vars(cls)[name])))
 
     def __post_init__(self) -> None:  # noqa: B027 - most have nothing to check
         """Check the options.
@@ -82,10 +83,21 @@ class EachImage(Method):
     """A method that thinks of one image at a time; those of a group are ranked one after the other."""
 
     def rank(self, tokens: VisualTokens, k: int) -> Tensor:
-        """``[..., k]``: `rank_one` of each image."""
+        """``[..., k]``: `rank_one` of each image.
+
+        Raises:
+            InvalidOption: a method of one's own gave no tensor, or tensors of different shapes.
+        """
         if tokens.features.dim() == 2:
             return self.rank_one(tokens, k)
-        return torch.stack([self.rank_one(image, k) for image in tokens.each()])
+        orders: list[Any] = [self.rank_one(image, k) for image in tokens.each()]
+        given = [list(order.shape) if isinstance(order, Tensor) else type(order).__name__ for order in orders]
+        if not isinstance(orders[0], Tensor) or given.count(given[0]) < len(given):
+            shown = " and ".join(dict.fromkeys(map(str, given)))
+            raise InvalidOption(
+                f"{type(self).__name__}.rank_one gave {shown} for k={k}: allowed are [k] distinct int64 indices"
+            )
+        return torch.stack(orders)
 
     @abstractmethod
     def rank_one(self, tokens: VisualTokens, k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How an engine runs: without gradients, and in the dtypes that it names itself."""
+"""How an engine runs: without gradients, and with the dtypes and devices that it names itself."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +25,19 @@ def without_autocast(work: Callable[P, R]) -> Callable[P, R]:
             return work(*args, **options)
 
     return precise
+
+
+def on_host_unless_told(work: Callable[P, R]) -> Callable[P, R]:
+    """``work``, in which tensors made without a device are on the host: `torch.set_default_device` aside."""
+
+    @wraps(work)
+    def placed(*args: P.args, **options: P.kwargs) -> R:
+        if torch.get_default_device().type == "cpu":
+            return work(*args, **options)
+        with torch.device("cpu"):
+            return work(*args, **options)
+
+    return placed
 
 
 def engine(work: Callable[P, R]) -> Callable[P, R]:
