@@ -243,9 +243,9 @@ def test_a_mistake_of_a_method_is_no_even_grid():
             raise InvalidOption("a mistake")
 
     layout = Layout.of((6, 6))
-    tokens = VisualTokens(torch.randn(36, 8), layout.grids, layout.locked, "llava")
+    tokens = VisualTokens(torch.randn(36, 8), layout.grids, family="llava")
     with pytest.raises(InvalidOption, match="a mistake"):
-        _order(tokens, Mistaken(), 4, False)
+        _order(tokens, Mistaken(), 4)
 
 
 def test_words_are_embedded_without_an_adapter(folders):
