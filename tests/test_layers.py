@@ -35,7 +35,7 @@ ALLOWED = {
     "attach": PRUNE | {"chat", "inside"},
     "mini": {"errors"},
     "pictures": {"errors"},
-    "draw": BASE | {"families", "pictures"},
+    "draw": BASE | {"families", "pictures", "select"},
     "bench": PRUNE | {"prune", "mini", "parts", "inside", "pictures", "chat"},
     "vllm": BASE | {"families", "methods", "text"},
     "__main__": {"cli"},
