@@ -16,6 +16,7 @@ from foveate.flow.images import Image
 from foveate.flow.plan import Plan
 from foveate.flow.signals import Text
 from foveate.methods import METHODS, Method, Resizing
+from foveate.methods.base import with_last
 from foveate.select.checks import is_no_selection, refuse_if
 from foveate.share import shares
 from foveate.text.clip import clip_relevance
@@ -150,7 +151,7 @@ def choose(plan: Plan, encoded: Encoded, text: Text | None, ranking: Ranking) ->
     size = 0
     groups = groups_of(units_of(plan))
     for group, order in zip(groups, ranking.of(groups, encoded, plan.images, text), strict=True):
-        order = _with_last(order, group[0].n) if group[0].holds_last else order
+        order = with_last(order, group[0].n) if group[0].holds_last else order
         pieces.append(_among_all(order, group, free).flatten())
         for unit in group:
             places[unit] = range(size, size := size + order.shape[1])
@@ -285,9 +286,3 @@ def _by_group(values: Tensor, groups: Sequence[Group], free: Tensor | None) -> l
         rows = values[places.to(values.device)]
     parts = torch.split(rows, [len(group) * group[0].n for group in groups])
     return [part.view(len(group), group[0].n, *rows.shape[1:]) for part, group in zip(parts, groups, strict=True)]
-
-
-def _with_last(order: Tensor, n: int) -> Tensor:
-    """``order [G, k]``, whose last choice gives way to token ``n - 1`` where that is not chosen."""
-    held = (order == n - 1).any(dim=1, keepdim=True)
-    return torch.cat([order[:, :-1], torch.where(held, order[:, -1:], n - 1)], dim=1)

@@ -114,6 +114,12 @@ def top(scores: Tensor, k: int) -> Tensor:
     return torch.argsort(scores, dim=-1, descending=True, stable=True)[..., :k]
 
 
+def with_last(order: Tensor, n: int) -> Tensor:
+    """``order [..., k]``, whose last choice gives way to token ``n - 1`` where that is not chosen."""
+    held = (order == n - 1).any(dim=-1, keepdim=True)
+    return torch.cat([order[..., :-1], torch.where(held, order[..., -1:], n - 1)], dim=-1)
+
+
 def laid(places: Tensor, tokens: VisualTokens) -> Tensor:
     """``places [k]`` that the host worked out, where the tokens lie: ``[..., k]``, the same for each image."""
     device = tokens.features.device

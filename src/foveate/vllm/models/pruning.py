@@ -15,6 +15,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from foveate.errors import InvalidFeatures
 from foveate.families.layout import Layout
 from foveate.methods import Method, UniformGrid
+from foveate.methods.base import with_last
 from foveate.tokens import Signal, VisualTokens
 from foveate.vllm.batches import batches
 from foveate.vllm.choice import FIELD, KEY, Choice, servable
@@ -132,7 +133,7 @@ class PruningModel:
         def order() -> Tensor:
             ranked = free[_order(tokens, method, k - len(locked))] if k > len(locked) else free[:0]
             return (
-                _with_last(torch.cat([locked, ranked]), len(rows)) if choice.hold else torch.cat([locked, ranked])
+                with_last(torch.cat([locked, ranked]), len(rows)) if choice.hold else torch.cat([locked, ranked])
             )
 
         kept = chosen_by_first(order, k, rows.device).sort().values
@@ -161,12 +162,6 @@ def _order(tokens: VisualTokens, method: Method, k: int) -> Tensor:
     except InvalidFeatures as error:
         logger.error("foveate keeps an even grid of an image, in the place of %s: %s", method, error)
         return UniformGrid().rank(tokens, k)
-
-
-def _with_last(order: Tensor, n: int) -> Tensor:
-    """``order [k]``, whose last choice gives way to token ``n - 1`` where that is not chosen."""
-    held = (order == n - 1).any()
-    return torch.cat([order[:-1], torch.where(held, order[-1:], n - 1)])
 
 
 def _of_image(fields: Mapping[str, Sequence[Any] | Tensor], index: int) -> dict[str, Any]:
